@@ -1,0 +1,35 @@
+"""`python -m ddf` says what serves the operation in this environment.
+
+`python -m ddf build` compiles the library next to the package (a few seconds); exit status 1 where that fails.
+`python -m ddf check` compares what serves each device with the definition (seconds); exit status 1 on disagreement.
+"""
+
+import sys
+
+from . import build, check, extension
+
+
+def main(arguments: list[str]) -> int:
+    """Runs one command and returns its exit status: 0, 1 for a failure, 2 for a wrong call."""
+    if not arguments:
+        print(extension.build_info())
+        return 0
+    if arguments == ['build']:
+        return _build()
+    if arguments == ['check']:
+        return check.main()
+    print(f'usage: python -m {__package__} [build | check], got: {" ".join(arguments)}', file=sys.stderr)
+    return 2
+
+
+def _build() -> int:
+    try:
+        print(extension.build_in_place())
+    except build.BuildError as error:
+        print(f'ddf: not built: {error}', file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,184 @@
+"""Finding, building and loading the library. Each subprocess has a copy of the package, under another name, and a cache
+of its own."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import ddf
+from ddf import __main__ as command
+from ddf import build, check, extension, operators
+
+PACKAGE = Path(ddf.__file__).parent
+
+
+@pytest.fixture(scope='module')
+def home(tmp_path_factory):
+    """A folder with the package copied as `borrowed`, without any compiled library."""
+    folder = tmp_path_factory.mktemp('project')
+    shutil.copytree(PACKAGE, folder / 'borrowed', ignore=shutil.ignore_patterns('*.so', '__pycache__'))
+    return folder
+
+
+def start(home, *arguments, **environment):
+    variables = {key: value for key, value in os.environ.items() if not key.startswith('DDF_')}
+    variables |= {'DDF_CACHE_DIR': str(home / 'cache'), 'PYTHONDONTWRITEBYTECODE': '1', **environment}
+    return subprocess.Popen(
+        [sys.executable, '-m', 'borrowed', *arguments],
+        cwd=home,
+        env=variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(home, *arguments, **environment):
+    process = start(home, *arguments, **environment)
+    output, errors = process.communicate(timeout=120)
+    return process.returncode, output, errors
+
+
+def test_this_process_runs_the_present_sources():
+    info = extension.build_info()
+    assert info is extension.load()
+    assert 'cpu' in info.devices, info
+    assert dict(info.stamp)['source'] == info.source_hash == build.source_hash()
+    assert str(info).splitlines()[0] == f'ddf {ddf.__version__}: compiled for cpu, {info.path}'
+
+
+def test_without_a_compiler_plain_torch_serves(home):
+    status, output, errors = run(home, CXX='/nonexistent')
+    assert (status, errors) == (0, '')
+    assert 'plain torch' in output.splitlines()[0]
+    assert 'note: not built: the compiler named by CXX=/nonexistent was not found' in output
+    status, output, errors = run(home, 'build', CXX='/nonexistent')
+    assert (status, output) == (1, '')
+    assert errors.startswith('ddf: not built: the compiler named by CXX=/nonexistent')
+    assert len(errors.splitlines()) == 1
+
+
+def test_reference_can_be_asked_for(home):
+    status, output, errors = run(home, DDF_BACKEND='reference')
+    assert (status, errors) == (0, '')
+    assert 'plain torch' in output.splitlines()[0]
+    assert 'note: DDF_BACKEND=reference' in output
+    assert not (home / 'cache').exists()
+
+
+def test_unwritable_cache_is_reported(home):
+    status, output, errors = run(home, DDF_CACHE_DIR='/dev/null/cache')
+    assert (status, errors) == (0, '')
+    assert 'plain torch' in output.splitlines()[0]
+    assert 'note: not built: ' in output
+    assert '/dev/null' in output
+
+
+def test_processes_that_start_together_build_once(home):
+    processes = [start(home) for _ in range(3)]
+    results = [process.communicate(timeout=120) for process in processes]
+    assert all(process.returncode == 0 for process in processes), results
+    assert all('compiled for cpu' in output.splitlines()[0] for output, _ in results), results
+    assert sum(errors.count('building the compiled library') for _, errors in results) == 1
+    assert len(list((home / 'cache').glob('*.so'))) == 1
+
+
+def test_build_in_place_then_stale_then_without_sources(home):
+    status, output, errors = run(home, 'build')
+    prebuilt = home / 'borrowed' / 'libddf.so'
+    assert (status, errors) == (0, '')
+    assert output.splitlines()[0].endswith(f'compiled for cpu, {prebuilt}')
+
+    csrc = home / 'borrowed' / 'csrc'
+    with (csrc / 'cpu' / 'kernels.h').open('a') as file:
+        file.write('// changed\n')
+    status, output, errors = run(home, DDF_BUILD='0')
+    assert (status, errors) == (0, '')
+    assert 'plain torch' in output.splitlines()[0]
+    assert f'note: {prebuilt} is passed over: it was built from other sources' in output
+    assert 'note: DDF_BUILD=0' in output
+
+    shutil.rmtree(csrc)
+    status, output, errors = run(home)
+    assert (status, errors) == (0, '')
+    assert output.splitlines()[0].endswith(f'compiled for cpu, {prebuilt}')
+    assert 'sources: not shipped' in output
+
+
+def test_stamp_is_read_from_the_bytes(tmp_path):
+    library = tmp_path / 'library.so'
+    library.write_bytes(b'\x7fELF\0ddf-build-stamp:source=ab12;devices=cpu,cuda;compiler=c++ (x=1) 12:end\0\xff')
+    assert build.read_stamp(library) == {'source': 'ab12', 'devices': 'cpu,cuda', 'compiler': 'c++ (x=1) 12'}
+    library.write_bytes(b'\x7fELF\0 no stamp \0')
+    assert build.read_stamp(library) == {}
+
+
+def test_library_without_a_stamp_is_passed_over(tmp_path):
+    library = tmp_path / 'library.so'
+    notes: list[str] = []
+    assert not extension._is_usable(library, 'ab12', notes)
+    assert notes == []
+    library.write_bytes(b'\x7fELF\0')
+    assert not extension._is_usable(library, 'ab12', notes)
+    assert 'no build stamp' in notes[0]
+
+
+def test_library_that_does_not_load_is_reported(tmp_path):
+    library = tmp_path / 'library.so'
+    library.write_bytes(b'\x7fELF\0ddf-build-stamp:source=ab12;devices=cpu:end\0')
+    notes: list[str] = []
+    assert extension._is_usable(library, 'ab12', notes)
+    assert not extension._load(library, notes)
+    assert f'{library} does not load' in notes[0]
+
+
+def test_source_hash_follows_names_and_contents(tmp_path, monkeypatch):
+    monkeypatch.setattr(build, 'CSRC', tmp_path)
+    assert build.source_hash() == ''
+    hashes = set()
+    for name, content in (('a.h', 'one'), ('a.h', 'two'), ('b.h', 'two'), ('cpu/b.h', 'two')):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content)
+        hashes.add(build.source_hash())
+        path.unlink()
+    assert len(hashes) == 4
+    (tmp_path / 'notes.txt').write_text('not a source')
+    assert build.source_hash() == ''
+
+
+def test_compiler_errors_are_shown(tmp_path, monkeypatch):
+    (tmp_path / 'library.cpp').write_text('#error "planted"\n')
+    monkeypatch.setattr(build, 'CSRC', tmp_path)
+    with pytest.raises(build.BuildError, match=r'failed with status 1:\n(.|\n)*planted'):
+        build.compile_library(tmp_path / 'out' / 'library.so')
+    assert list((tmp_path / 'out').iterdir()) == []
+
+
+def test_check_agrees_and_notices_a_wrong_kernel(monkeypatch, capsys):
+    assert command.main(['check']) == 0
+    assert 'all agree' in capsys.readouterr().out
+    correct = operators.forward
+    monkeypatch.setattr(operators, 'forward', lambda *arguments: correct(*arguments) * 1.01)
+    monkeypatch.setattr(check, 'CASES', check.CASES[:1])
+    assert command.main(['check']) == 1
+    assert 'DISAGREES: cpu float32' in capsys.readouterr().err
+
+
+def test_commands(capsys):
+    assert command.main([]) == 0
+    assert capsys.readouterr().out.strip() == str(ddf.build_info())
+    assert command.main(['buidl']) == 2
+    assert 'usage: ' in capsys.readouterr().err
+
+
+def test_check_covers_the_accelerator(capsys):
+    if not torch.accelerator.is_available():
+        pytest.skip('no accelerator')
+    assert command.main(['check']) == 0
+    assert torch.accelerator.current_accelerator().type in capsys.readouterr().out

@@ -1,0 +1,179 @@
+"""The compiled CPU kernels against the definition: sizes, settings, dtypes, layouts, threads."""
+
+import itertools
+
+import pytest
+import torch
+
+import ddf
+from ddf import check, operators, reference
+from ddf.check import Case
+
+
+@pytest.fixture(autouse=True)
+def compiled():
+    if 'cpu' not in ddf.build_info().devices:
+        pytest.fail(f'no compiled CPU kernel to test:\n{ddf.build_info()}')
+
+
+def assert_agrees(case, dtype=torch.float64):
+    errors = check.errors(case, dtype, 'cpu')
+    assert max(errors) <= check.tolerance(dtype), dict(zip(check.RESULTS, errors))
+
+
+def evaluate(implementation, tensors, settings):
+    return (
+        implementation.forward(*tensors[1:], *settings),
+        implementation.input_gradient(*tensors, *settings),
+        *implementation.filter_gradients(*tensors, *settings),
+    )
+
+
+def test_kernels_are_registered():
+    for name in ('forward', 'input_gradient', 'filter_gradients'):
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f'ddf::{name}', 'CPU')
+
+
+@pytest.mark.parametrize('dtype', check.DTYPES, ids=str)
+@pytest.mark.parametrize('case', check.CASES, ids=str)
+def test_dtypes_and_layouts(case, dtype):
+    assert_agrees(case, dtype)
+
+
+@pytest.mark.parametrize('kernel_combine', ['mul', 'add'])
+@pytest.mark.parametrize('kernel_size', [1, 3, 5, 7, 9])
+def test_small_sizes(kernel_size, kernel_combine):
+    """Every border meets every other: maps smaller than the kernel, strides beyond the map, partial vectors."""
+    for height, width, dilation, stride in itertools.product((1, 2, 5), (1, 3, 18), (1, 2, 4), (1, 2, 3, 7)):
+        assert_agrees(Case((2, 4, height, width), kernel_size, dilation, stride, 2, kernel_combine))
+
+
+@pytest.mark.parametrize('case', [
+    Case((1, 2, 5, 6), 3, dilation=2**62),
+    Case((1, 2, 5, 6), 5, dilation=5),
+    Case((1, 2, 5, 6), 3, stride=2**62),
+    Case((1, 2, 3, 2100), 3),
+    Case((1, 2, 300, 9), 5, stride=2),
+    Case((1, 30, 6, 6), 3, head=30),
+    Case((0, 4, 5, 6), 3),
+    Case((2, 0, 5, 6), 3),
+    Case((2, 4, 0, 6), 3, stride=2),
+    Case((2, 4, 5, 0), 3),
+], ids=str)  # fmt: skip
+def test_extreme_sizes(case):
+    if 0 in case.size or case.dilation > 1000 or case.stride > 1000:
+        tensors = case.tensors(torch.float64)
+        near = case.settings if case.dilation < 1000 else (10**6, *case.settings[1:])  # equally far from the map
+        for found, expected in zip(evaluate(operators, tensors, case.settings), evaluate(reference, tensors, near)):
+            torch.testing.assert_close(found, expected)
+    else:
+        assert_agrees(case)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
+def test_results_do_not_depend_on_the_number_of_threads(dtype):
+    case = Case((3, 10, 23, 31), 3, stride=2, head=2)
+    tensors, threads = case.tensors(dtype), torch.get_num_threads()
+    try:
+        results = []
+        for number in (1, 2, 3, 5):
+            torch.set_num_threads(number)
+            results.append(evaluate(operators, tensors, case.settings))
+    finally:
+        torch.set_num_threads(threads)
+    for result in results[1:]:
+        assert all(map(torch.equal, result, results[0]))
+
+
+@pytest.mark.parametrize('channels_last', [False, True])
+@pytest.mark.parametrize('size', [(2, 4, 5, 6), (1, 4, 2, 2), (2, 1, 3, 3), (2, 4, 1, 1)])
+def test_strides_are_those_of_the_traced_operator(size, channels_last):
+    case = Case(size, 3, stride=2, channels_last=channels_last)
+    for dtype in (torch.float32, torch.float16):
+        tensors = case.tensors(dtype)
+        real = evaluate(operators, tensors, case.settings)
+        with torch._subclasses.FakeTensorMode() as mode:
+            fake = evaluate(operators, [mode.from_tensor(tensor) for tensor in tensors], case.settings)
+        assert [tensor.stride() for tensor in real] == [tensor.stride() for tensor in fake]
+
+
+def test_inputs_of_any_strides():
+    case = Case((2, 4, 6, 5), 3, head=2)
+    plain = case.tensors(torch.float64)
+    expected = evaluate(reference, plain, case.settings)
+    transposed = [tensor.mT.contiguous().mT for tensor in plain]
+    sliced = [torch.stack([tensor, tensor], -1)[..., 0] for tensor in plain]
+    for tensors in (transposed, sliced):
+        assert not any(tensor.is_contiguous() for tensor in tensors)
+        for found, exact in zip(evaluate(operators, tensors, case.settings), expected):
+            torch.testing.assert_close(found, exact)
+    expanded = [tensor[:, :1, :1, :1].expand_as(tensor) for tensor in plain]
+    repeated = [tensor.contiguous() for tensor in expanded]
+    for found, exact in zip(*(evaluate(operators, tensors, case.settings) for tensors in (expanded, repeated))):
+        assert torch.equal(found, exact)
+
+
+def test_every_element_is_written(monkeypatch):
+    """Uninitialised memory holds NaN here, also where no tap touches the map."""
+    monkeypatch.setattr(torch.utils.deterministic, 'fill_uninitialized_memory', True)
+    torch.use_deterministic_algorithms(True)
+    try:
+        for case in (Case((2, 3, 7, 5), 5, dilation=6, stride=3), Case((1, 2, 3, 3), 7, channels_last=True)):
+            for result in evaluate(operators, case.tensors(torch.float16), case.settings):
+                assert result.isfinite().all()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize(
+    ('index', 'shape'),
+    [
+        (0, (2, 4, 5, 5)),
+        (0, (2, 4, 30)),
+        (1, (4, 5, 6)),
+        (1, (2, 3, 5, 6)),
+        (1, (2, 4, 6, 6)),
+        (2, (2, 4, 3, 5)),
+        (2, (2, 4, 2, 2)),
+        (2, (1, 4, 3, 3)),
+        (3, (2, 9, 5, 6)),
+        (3, (2, 18, 5, 7)),
+        (3, (1, 18, 5, 6)),
+    ],
+)
+def test_wrong_shapes_are_refused(index, shape):
+    """Direct calls of the operators, which the public function does not check."""
+    case = Case((2, 4, 5, 6), 3, head=2)
+    tensors = list(case.tensors(torch.float32))
+    tensors[index] = torch.randn(shape)
+    with pytest.raises(RuntimeError, match='ddf: '):
+        operators.input_gradient(*tensors, *case.settings)
+    with pytest.raises(RuntimeError, match='ddf: '):
+        operators.filter_gradients(*tensors, *case.settings)
+    if index > 0:
+        with pytest.raises(RuntimeError, match='ddf: '):
+            operators.forward(*tensors[1:], *case.settings)
+
+
+@pytest.mark.parametrize('settings', [
+    (0, 1, 1, 'mul'),
+    (1, 0, 1, 'mul'),
+    (1, 1, 0, 'mul'),
+    (1, 1, 3, 'mul'),
+    (-(2**63), 1, 1, 'mul'),
+    (1, 1, 2**61, 'mul'),
+    (1, 1, 1, 'mean'),
+])  # fmt: skip
+def test_wrong_settings_are_refused(settings):
+    _, *tensors = Case((2, 4, 5, 6), 3).tensors(torch.float32)
+    with pytest.raises(RuntimeError, match='ddf: '):
+        operators.forward(*tensors, *settings)
+
+
+def test_wrong_dtypes_are_refused():
+    case = Case((1, 2, 3, 3), 3)
+    _, input, channel, spatial = case.tensors(torch.float32)
+    with pytest.raises(RuntimeError, match='one dtype'):
+        operators.forward(input.double(), channel, spatial, *case.settings)
+    with pytest.raises(RuntimeError, match='not implemented'):
+        operators.forward(input.int(), channel.int(), spatial.int(), *case.settings)
