@@ -1,0 +1,43 @@
+"""Typed configurations of train.py and validate.py: the only place that knows flags, defaults and checks."""
+
+from ddfnet.config.augmentation import AugmentationConfig
+from ddfnet.config.checks import check
+from ddfnet.config.data import BatchConfig, DataConfig, DataSource, ValidateDataConfig
+from ddfnet.config.loading import load_train_config, load_validate_config
+from ddfnet.config.model import ModelConfig, ModelSource, ValidateModelConfig
+from ddfnet.config.optimization import LossConfig, OptimizerConfig, ScheduleConfig
+from ddfnet.config.runtime import (
+    BatchNormConfig,
+    DistributionConfig,
+    EmaConfig,
+    EvaluationConfig,
+    PrecisionConfig,
+    RunConfig,
+)
+from ddfnet.config.schema import TrainConfig, ValidateConfig, to_flat_dict
+
+__all__ = [
+    'AugmentationConfig',
+    'BatchConfig',
+    'BatchNormConfig',
+    'DataConfig',
+    'DataSource',
+    'DistributionConfig',
+    'EmaConfig',
+    'EvaluationConfig',
+    'LossConfig',
+    'ModelConfig',
+    'ModelSource',
+    'OptimizerConfig',
+    'PrecisionConfig',
+    'RunConfig',
+    'ScheduleConfig',
+    'TrainConfig',
+    'ValidateConfig',
+    'ValidateDataConfig',
+    'ValidateModelConfig',
+    'check',
+    'load_train_config',
+    'load_validate_config',
+    'to_flat_dict',
+]

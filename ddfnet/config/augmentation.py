@@ -1,0 +1,61 @@
+"""How training images are varied."""
+
+import dataclasses
+from typing import Literal
+
+from ddfnet.config.values import Count, NonNegative, Positive, Probability, Whole
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentationConfig:
+    """Variation of the training images."""
+
+    no_aug: bool = False
+    """Resize and crop as in validation; nothing at random."""
+    train_crop_mode: Literal['rrc', 'rkrc', 'rkrr'] | None = None
+    """Random resized crop (rrc, also where none), or ratio-keeping crop (rkrc) or resize (rkrr)."""
+    scale: tuple[Positive, Positive] = (0.08, 1.0)
+    """Least and greatest area of the random crop, as a share of the image."""
+    ratio: tuple[Positive, Positive] = (0.75, 1.3333)
+    """Least and greatest ratio of the crop's width to its height."""
+    hflip: Probability = 0.5
+    """Probability of a horizontal flip."""
+    vflip: Probability = 0.0
+    """Probability of a vertical flip."""
+    color_jitter: NonNegative = 0.4
+    """Strength of brightness, contrast and saturation jitter; most aa policies replace it."""
+    color_jitter_prob: Probability | None = None
+    """Probability of colour jitter; none jitters every image."""
+    grayscale_prob: Probability | None = None
+    """Probability of turning an image grey."""
+    gaussian_blur_prob: Probability | None = None
+    """Probability of a Gaussian blur."""
+    aa: str | None = 'rand-m7-mstd0.5-inc1'
+    """Policy of automatic augmentation (rand-..., augmix-..., original, v0, 3a)."""
+    reprob: Probability = 0.4
+    """Probability of erasing random rectangles."""
+    remode: Literal['const', 'rand', 'pixel'] = 'pixel'
+    """Erased with zeros, one random colour, or a random value per pixel."""
+    recount: Count = 3
+    """Greatest number of erased rectangles per image."""
+    mixup: NonNegative = 0.0
+    """Alpha of the mixup distribution; 0 is off."""
+    cutmix: NonNegative = 0.0
+    """Alpha of the cutmix distribution; 0 is off."""
+    cutmix_minmax: tuple[Probability, Probability] | None = None
+    """Least and greatest side of the cutmix patch as a share of the image; turns cutmix on in place of its alpha."""
+    mixup_prob: Probability = 1.0
+    """Probability of mixup or cutmix."""
+    mixup_switch_prob: Probability = 0.5
+    """Probability of cutmix where both are on."""
+    mixup_mode: Literal['batch', 'pair', 'elem'] = 'batch'
+    """Mix with one set of parameters per batch, pair or image."""
+    mixup_off_epoch: Whole = 0
+    """Epoch from which on nothing is mixed; 0 never stops."""
+    train_interpolation: Literal['random', 'bilinear', 'bicubic', 'nearest', 'box', 'hamming', 'lanczos'] = 'random'
+    """Interpolation that resizes training images; random draws bilinear or bicubic."""
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images of a batch are mixed, so that targets are soft."""
+        return self.mixup > 0 or self.cutmix > 0 or self.cutmix_minmax is not None

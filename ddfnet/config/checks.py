@@ -1,0 +1,85 @@
+"""What no single field can say: values that contradict each other."""
+
+from collections.abc import Iterator
+
+from ddfnet.config.schema import TrainConfig, ValidateConfig, entries, to_flat_dict
+from ddfnet.config.values import convert
+from ddfnet.errors import UserError
+
+
+def check(config: TrainConfig | ValidateConfig) -> None:
+    """Raises UserError for the first value that is wrong by itself or contradicts another."""
+    names = entries(type(config))
+    for name, value in to_flat_dict(config).items():
+        try:
+            convert(value, names[name].hint)
+        except ValueError as error:
+            raise UserError(f'{flag(name)}: {error}') from None
+    contradictions = _train(config) if isinstance(config, TrainConfig) else _validate(config)
+    for contradiction in contradictions:
+        raise UserError(contradiction)
+
+
+def flag(name: str) -> str:
+    """The command line's spelling of a name."""
+    return '--' + name.replace('_', '-')
+
+
+def _train(config: TrainConfig) -> Iterator[str]:
+    if not config.data.data_dir and not config.data.dataset:
+        yield 'no images to train on: expected DATA_DIR (a folder with train and validation), or --dataset digits'
+    yield from _schedule(config)
+    yield from _augmentation(config)
+
+
+def _validate(config: ValidateConfig) -> Iterator[str]:
+    if not config.data.data_dir and not config.data.dataset and not config.model.checkpoint:
+        yield 'no images to validate on: expected DATA_DIR, or --dataset digits'
+
+
+def _schedule(config: TrainConfig) -> Iterator[str]:
+    schedule = config.schedule
+    if schedule.sched == 'none':
+        return
+    if schedule.warmup_epochs >= schedule.epochs and not schedule.warmup_prefix:
+        yield (
+            f'--warmup-epochs: expected fewer than --epochs ({schedule.epochs}), got {schedule.warmup_epochs}; '
+            'lower it (0 is none), or put the warm-up before the schedule with --warmup-prefix'
+        )
+    if schedule.lr is not None and schedule.min_lr > schedule.lr and schedule.sched not in _WITHOUT_MIN_LR:
+        yield f'--min-lr: expected at most --lr ({schedule.lr:g}), got {schedule.min_lr:g}; lower it (0 is allowed)'
+    if schedule.sched == 'plateau' and schedule.sched_on_updates:
+        yield '--sched plateau follows the validation metric, once an epoch: leave --sched-on-updates out'
+    if schedule.lr_noise is not None and (
+        len(schedule.lr_noise) > 2 or list(schedule.lr_noise) != sorted(schedule.lr_noise)
+    ):
+        yield f'--lr-noise: expected one share of the schedule, or two in rising order, got {_words(schedule.lr_noise)}'
+    if schedule.sched in ('wsd', 'rsqrt'):
+        length = schedule.epochs - (0 if schedule.warmup_prefix else schedule.warmup_epochs)
+        if schedule.decay_epochs > length:
+            yield (
+                f'--decay-epochs: expected at most the {length} epochs of --sched {schedule.sched} after the warm-up, '
+                f'got {schedule.decay_epochs:g}; below 1 it is a share of them'
+            )
+    if list(schedule.decay_milestones) != sorted(set(schedule.decay_milestones)):
+        yield f'--decay-milestones: expected rising epochs, got {_words(schedule.decay_milestones)}'
+
+
+def _augmentation(config: TrainConfig) -> Iterator[str]:
+    augmentation = config.augmentation
+    for name in ('scale', 'ratio', 'cutmix_minmax'):
+        pair = getattr(augmentation, name)
+        if pair is not None and pair[0] > pair[1]:
+            yield f'{flag(name)}: expected the lesser value first, got {_words(pair)}'
+    if augmentation.mixes and config.batch.batch_size % 2:
+        yield (
+            'mixup and cutmix mix pairs of images: expected an even --batch-size, '
+            f'got {config.batch.batch_size}; change it, or leave --mixup and --cutmix at 0'
+        )
+
+
+def _words(values: tuple[float, ...]) -> str:
+    return ' '.join(f'{value:g}' for value in values)
+
+
+_WITHOUT_MIN_LR = ('step', 'multistep', 'constant')

@@ -1,0 +1,127 @@
+"""The command line, by tyro: it splits the words, knows the short forms and prints the help.
+
+What the words mean is converted afterwards by the types of the fields, as for YAML, so that both give the same errors.
+"""
+
+import dataclasses
+from typing import Annotated, Any, cast
+
+import tyro
+from tyro.conf import OmitArgPrefixes, Positional, arg
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+from ddfnet.config.checks import flag
+from ddfnet.config.schema import Config, Entry, TrainConfig, ValidateConfig, entries, replace_values, values_of
+from ddfnet.config.values import Tokens, convert, did_you_mean, field_type, to_words
+from ddfnet.errors import UserError
+
+_DataDir = Annotated[str | None, Positional, arg(metavar='[DATA_DIR]')]
+_ConfigFile = Annotated[str | None, arg(aliases=['-c'], metavar='FILE')]
+_REGISTRY = ConstructorRegistry()
+_TRUTHS = ('True', 'False', 'true', 'false')
+
+
+@dataclasses.dataclass(frozen=True)
+class _ConfigFileOnly:
+    config: _ConfigFile = None
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainCommand(TrainConfig):
+    """What train.py's command line has beside the configuration."""
+
+    positional_data_dir: _DataDir = None
+    """Folder of the images, with a subfolder per split."""
+    config: _ConfigFile = None
+    """YAML file of flags; the command line overrides it."""
+    local_rank: int | None = None
+    """Ignored: launchers of torch pass it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ValidateCommand(ValidateConfig):
+    """What validate.py's command line has beside the configuration."""
+
+    positional_data_dir: _DataDir = None
+    """Folder of the images, with a subfolder per split."""
+
+
+@_REGISTRY.primitive_rule
+def _keep_words(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """Has tyro hand over a field's words as they are; booleans stay tyro's --flag/--no-flag pairs."""
+    kind = field_type(info.type) if info.type is not bool else None
+    if kind is None:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=kind.nargs,
+        metavar=kind.metavar,
+        instance_from_str=Tokens,
+        is_instance=lambda value: True,
+        str_from_instance=to_words,
+    )
+
+
+def config_file(argv: list[str], prog: str) -> str | None:
+    """The file after -c or --config, None where there is none."""
+    parsed, _ = tyro.cli(
+        _ConfigFileOnly, prog=prog, args=argv, add_help=False, return_unknown_args=True, registry=_REGISTRY
+    )
+    return convert(parsed.config, str | None)
+
+
+def apply_command_line(
+    argv: list[str], config: Config, command: type[TrainCommand] | type[ValidateCommand], prog: str, description: str
+) -> Config:
+    """The configuration with the command line's values in place of its own.
+
+    Prints and exits with 0 for --help; exits with 2, as tyro does, where a flag lacks its value. Raises UserError for
+    unknown flags, for values of the wrong kind and for two different data folders.
+    """
+    sections: dict[str, Any] = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    parsed, unknown = tyro.cli(
+        command,
+        prog=prog,
+        description=description,
+        args=argv,
+        default=command(**sections),
+        config=(OmitArgPrefixes,),
+        return_unknown_args=True,
+        registry=_REGISTRY,
+    )
+    names: dict[str, Entry] = entries(type(config))
+    positional = cast('Tokens | None', parsed.positional_data_dir)
+    if positional and positional[0] in _TRUTHS:
+        raise UserError(_unexpected(positional[0]))
+    if unknown:
+        raise UserError(_unknown(unknown, command))
+    words = {name: value for name, value in values_of(parsed).items() if isinstance(value, Tokens | bool)}
+    if positional:
+        if words.get('data_dir', positional) != positional:
+            raise UserError(f'expected one folder of images, got {positional[0]!r} and --data-dir: keep one')
+        words['data_dir'] = positional
+    return replace_values(config, {name: _convert(name, value, names[name].hint) for name, value in words.items()})
+
+
+def _convert(name: str, words: Any, hint: Any) -> Any:
+    try:
+        return convert(words, hint)
+    except ValueError as error:
+        raise UserError(f'{flag(name)}: {error}') from None
+
+
+def _unknown(words: list[str], command: type[TrainCommand] | type[ValidateCommand]) -> str:
+    """What to say about words that tyro could not place."""
+    unknown = [word.partition('=')[0] for word in words if word.startswith('-') and not word[1:2].isdigit()]
+    if not unknown:
+        return _unexpected(words[0])
+    names = entries(command)
+    switches = [f'no_{name}' for name, entry in names.items() if entry.hint is bool]
+    own = ['config', 'local_rank'] if command is TrainCommand else []
+    flags = [flag(name)[2:] for name in (*names, *switches, *own)]
+    return 'unknown flag ' + ', '.join(word + did_you_mean(word, flags, '--') for word in unknown) + '; see --help'
+
+
+def _unexpected(word: str) -> str:
+    if word in _TRUTHS:
+        return f'unexpected {word!r}: a switch takes no value; it is turned on by --name and off by --no-name'
+    return f'unexpected {word!r}: expected a flag, or one folder as DATA_DIR'

@@ -1,0 +1,64 @@
+"""Where images come from and how they are read and batched."""
+
+import dataclasses
+from typing import Annotated
+
+from tyro.conf import arg
+
+from ddfnet.config.values import Count, Whole
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSource:
+    """Images and their loader; training and validation share it."""
+
+    data_dir: str | None = None
+    """Folder of the images; may also stand alone as DATA_DIR."""
+    dataset: Annotated[str, arg(aliases=['-d'])] = ''
+    """Kind of data: empty for a folder or tar files, digits (built in), or a timm name (torch/, hfds/, wds/, tfds/)."""
+    class_map: str = ''
+    """File that maps class names to indices."""
+    workers: Annotated[Whole, arg(aliases=['-j'])] = 4
+    """Loader processes of each process; 0 loads in the process itself."""
+    pin_mem: bool = False
+    """Load into page-locked memory, for faster copies to the GPU."""
+    no_prefetcher: bool = False
+    """Do without timm's prefetcher, which normalises on the device while the next batch loads."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig(DataSource):
+    """Training and validation images and their loader."""
+
+    train_split: str = 'train'
+    """Split, or subfolder, to train on."""
+    val_split: str = 'validation'
+    """Split, or subfolder, to validate on."""
+    train_num_samples: Count | None = None
+    """Images per epoch, for datasets that cannot tell."""
+    val_num_samples: Count | None = None
+    """Validation images, for datasets that cannot tell."""
+    dataset_download: bool = False
+    """Let datasets that can, download themselves."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ValidateDataConfig(DataSource):
+    """The images to validate on and their loader."""
+
+    split: str = 'validation'
+    """Split, or subfolder, to validate on."""
+    num_samples: Count | None = None
+    """Images, for datasets that cannot tell."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchConfig:
+    """Images per step."""
+
+    batch_size: Annotated[Count, arg(aliases=['-b'])] = 128
+    """Images per process and forward pass."""
+    validation_batch_size: Annotated[Count | None, arg(aliases=['-vb'])] = None
+    """Images per process in validation; none takes the training batch size."""
+    grad_accum_steps: Count = 1
+    """Forward and backward passes per optimiser step."""

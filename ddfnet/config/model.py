@@ -1,0 +1,74 @@
+"""The network, its weights and the images it takes."""
+
+import dataclasses
+from typing import Annotated, Any, Literal
+
+from tyro.conf import arg
+
+from ddfnet.config.values import BelowOne, Count, Positive, UpToOne
+
+Interpolation = Literal['', 'bilinear', 'bicubic', 'nearest', 'box', 'hamming', 'lanczos']
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSource:
+    """A timm model and its input; training and validation share it."""
+
+    model: str | None = None
+    """Name of the model."""
+    pretrained: bool = False
+    """Start from the published weights, where there are any."""
+    num_classes: Count | None = None
+    """Classes; none takes them from the data where it says, else from the model."""
+    gp: str | None = None
+    """Global pooling before the classifier, such as avg, max, avgmax; none keeps the model's."""
+    in_chans: Count | None = None
+    """Channels of an image; none keeps the model's."""
+    img_size: Count | None = None
+    """Side of the square input in pixels; none keeps the model's."""
+    crop_pct: UpToOne | None = None
+    """Share of the resized image that validation crops; none keeps the model's."""
+    mean: tuple[float, ...] | None = None
+    """Mean per channel of images scaled to [0, 1]; one value serves all channels."""
+    std: tuple[Positive, ...] | None = None
+    """Standard deviation per channel of images scaled to [0, 1]; one value serves all channels."""
+    interpolation: Interpolation = ''
+    """Interpolation that resizes validation images; empty keeps the model's."""
+    model_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Further arguments of the model."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig(ModelSource):
+    """The network to train and its input."""
+
+    model: str = 'ddf_mul_resnet50'
+    """Name of the model: a DDF model or any of timm's."""
+    initial_checkpoint: str = ''
+    """Checkpoint file whose weights are the start."""
+    grad_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+    drop: BelowOne = 0.0
+    """Dropout rate before the classifier."""
+    drop_path: BelowOne | None = None
+    """Rate at which residual branches are dropped (stochastic depth)."""
+    drop_block: BelowOne | None = None
+    """Rate at which blocks of a feature map are dropped (DropBlock)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ValidateModelConfig(ModelSource):
+    """The network to validate and its input."""
+
+    model: Annotated[str | None, arg(aliases=['-m'])] = None
+    """Name of the model; none takes it from the checkpoint, else ddf_mul_resnet50."""
+    checkpoint: str = ''
+    """Checkpoint file with the weights."""
+    use_ema: bool = False
+    """Take the checkpoint's averaged weights (EMA)."""
+    use_train_size: bool = False
+    """Validate at the model's training size even where it has a test size."""
+    crop_mode: Literal['center', 'border', 'squash'] | None = None
+    """How images become square; none keeps the model's."""
+    test_pool: bool = False
+    """Average the classifier over positions of inputs larger than the model's own."""

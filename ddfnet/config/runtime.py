@@ -1,0 +1,96 @@
+"""How and where a run computes, and what it leaves behind."""
+
+import dataclasses
+from typing import Annotated, Literal
+
+from tyro.conf import arg
+
+from ddfnet.config.values import Bounds, Count, Positive
+
+Seed = Annotated[int, Bounds(0, 2**32 - 1)]
+
+
+@dataclasses.dataclass(frozen=True)
+class PrecisionConfig:
+    """Number formats and memory layout."""
+
+    amp: bool = False
+    """Automatic mixed precision."""
+    amp_dtype: Literal['auto', 'float16', 'bfloat16'] = 'auto'
+    """Lower precision of amp; auto is float16 on CUDA, bfloat16 on the CPU."""
+    channels_last: bool = False
+    """Keep channels last in memory (NHWC)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchNormConfig:
+    """Batch normalisation across processes."""
+
+    dist_bn: Literal['', 'reduce', 'broadcast'] = 'reduce'
+    """After each epoch average the running statistics of all processes, take the first one's, or leave them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EmaConfig:
+    """Exponential moving average of the weights."""
+
+    model_ema: bool = False
+    """Keep an average of the weights and validate it too."""
+    model_ema_decay: Annotated[float, Bounds(0, 1, low_open=True, high_open=True)] = 0.9998
+    """Share of the average that stays at each optimiser step."""
+    model_ema_warmup: bool = False
+    """Let the share rise to its value at the start of a run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DistributionConfig:
+    """Device and processes."""
+
+    device: str = 'auto'
+    """Device, such as cuda, cuda:1, mps or cpu; auto takes the best there is."""
+    dist_backend: str | None = None
+    """Communication between processes; none takes nccl on CUDA, gloo on the CPU."""
+    dist_timeout: Positive | None = None
+    """Minutes after which a process stops waiting for the others; none keeps torch's."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """What a run leaves behind and where it starts."""
+
+    output: str = 'output/train'
+    """Folder that holds the folders of runs."""
+    experiment: str = ''
+    """Name of the run's folder; empty makes one of date, model and image size."""
+    seed: Seed = 42
+    """Seed of every random number."""
+    log_interval: Count = 50
+    """Optimiser steps between lines of progress."""
+    val_interval: Count = 1
+    """Epochs between validations."""
+    resume: str = ''
+    """Checkpoint to go on from, or auto for the run folder's last one."""
+    no_resume_opt: bool = False
+    """Take only the weights from that checkpoint."""
+    eval_metric: Literal['top1', 'top5', 'loss'] = 'top1'
+    """Validation metric that decides which checkpoint is best."""
+    tensorboard: bool = True
+    """Write TensorBoard events."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """How a validation runs and what it leaves behind."""
+
+    batch_size: Annotated[Count, arg(aliases=['-b'])] = 256
+    """Images per process and forward pass."""
+    device: str = 'auto'
+    """Device, such as cuda, cuda:1, mps or cpu; auto takes the best there is."""
+    log_freq: Count = 10
+    """Batches between lines of progress."""
+    results_file: str = ''
+    """File that the results are written to."""
+    results_format: Literal['csv', 'json'] | None = None
+    """Format of that file; none goes by its suffix."""
+    seed: Seed = 42
+    """Seed of every random number."""

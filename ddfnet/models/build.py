@@ -1,0 +1,85 @@
+"""Models and their input by configuration; mistakes become UserErrors before anything starts."""
+
+import difflib
+from typing import Any
+
+import timm
+import torch
+from timm.data import resolve_data_config
+
+from ddfnet.config import ModelSource
+from ddfnet.errors import UserError
+
+
+def model_in_chans(config: ModelSource, name: str) -> int:
+    """Channels of the images for a model: as configured, else the model's own."""
+    if config.in_chans is not None:
+        return config.in_chans
+    check_model_name(name)
+    pretrained_cfg = timm.get_pretrained_cfg(name)
+    return pretrained_cfg.input_size[0] if pretrained_cfg is not None else 3
+
+
+def check_model_name(name: str) -> None:
+    """Raises UserError, with the nearest names, where no model of this name is registered."""
+    if timm.is_model(name):
+        return
+    nearest = difflib.get_close_matches(name, timm.list_models(), n=3)
+    hint = f': did you mean {", ".join(nearest)}?' if nearest else ': timm.list_models() lists them'
+    raise UserError(f'unknown model {name!r}{hint}')
+
+
+def build_model(
+    config: ModelSource,
+    name: str,
+    num_classes: int | None,
+    in_chans: int,
+    **regularisation: Any,
+) -> torch.nn.Module:
+    """A timm model in float32 on the CPU.
+
+    Args:
+        num_classes: None keeps the model's.
+        regularisation: Further arguments of timm's create_model; those that are None are left out.
+
+    Raises:
+        UserError: Unknown model, published weights that do not exist, or arguments that the model does not take.
+    """
+    check_model_name(name)
+    try:
+        return timm.create_model(
+            name,
+            pretrained=config.pretrained,
+            num_classes=num_classes,
+            in_chans=in_chans,
+            global_pool=config.gp,
+            **regularisation,
+            **config.model_kwargs,
+        )
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f'cannot build model {name!r}: {error}') from error
+
+
+def resolve_input(config: ModelSource, model: torch.nn.Module, in_chans: int, **settings: Any) -> dict[str, Any]:
+    """input_size (C, H, W), mean, std, interpolation, crop_pct, crop_mode: as configured, else the model's.
+
+    The model's mean and std are averaged over channels where it was made for another number of them.
+
+    Args:
+        settings: Further settings of timm's resolve_data_config: crop_mode, use_test_size.
+
+    Raises:
+        UserError: A mean or std of the wrong length.
+    """
+    for name in ('mean', 'std'):
+        values = getattr(config, name)
+        if values is not None and len(values) not in (1, in_chans):
+            raise UserError(f'{name} takes one value, or one per channel ({in_chans}), got {list(values)}')
+    names = ('img_size', 'mean', 'std', 'interpolation', 'crop_pct')
+    wanted = {name: getattr(config, name) for name in names} | {'crop_mode': settings.pop('crop_mode', None)}
+    resolved = resolve_data_config({**wanted, 'in_chans': in_chans}, model=model, **settings)
+    resolved['input_size'] = (in_chans, *resolved['input_size'][-2:])
+    for name in ('mean', 'std'):
+        if len(resolved[name]) != in_chans:
+            resolved[name] = (sum(resolved[name]) / len(resolved[name]),) * in_chans
+    return resolved

@@ -1,0 +1,139 @@
+"""ResNets whose 3x3 convolutions are decoupled dynamic filters (arXiv 2104.14107, section 4.1), in timm's registry.
+
+`timm.create_model('ddf_mul_resnet50', ...)` takes what timm's ResNet takes. Settings of the filters go through
+`block_args`, for example `block_args=dict(head=2, se_ratio=0.3)`.
+"""
+
+from typing import Any
+
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.resnet import Bottleneck, ResNet
+
+from ddf import DDFPack
+
+
+class DDFBottleneck(Bottleneck):
+    """timm's Bottleneck with its 3x3 convolution replaced by DDFPack; `cardinality` only widens it.
+
+    Args:
+        kernel_size: Taps of the dynamic filters in each direction, odd and at least 3.
+        head: Spatial filters per pixel.
+        se_ratio: Hidden channels of the channel branch over the block's width.
+        kernel_combine: 'mul' or 'add'.
+        *args, **kwargs: Those of timm's Bottleneck.
+
+    Raises:
+        ValueError: A setting of the filters does not fit, or reduce_first is not 1: the filters keep the channels.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        kernel_size: int = 3,
+        head: int = 1,
+        se_ratio: float = 0.2,
+        kernel_combine: str = 'mul',
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        convolution = self.conv2
+        if convolution.in_channels != convolution.out_channels:
+            raise ValueError(
+                'block_reduce_first must be 1 for DDF blocks, whose filters keep the number of channels, got '
+                f'{convolution.in_channels} channels in and {convolution.out_channels} out'
+            )
+        self.conv2 = DDFPack(  # type: ignore[assignment]
+            convolution.in_channels,
+            kernel_size,
+            convolution.stride[0],
+            convolution.dilation[0],
+            head,
+            se_ratio,
+            kernel_combine=kernel_combine,
+            device=kwargs.get('device'),
+            dtype=kwargs.get('dtype'),
+        )
+
+
+def _cfg(**kwargs: Any) -> dict[str, Any]:
+    return {
+        'num_classes': 1000,
+        'input_size': (3, 224, 224),
+        'pool_size': (7, 7),
+        'crop_pct': 0.875,
+        'interpolation': 'bicubic',
+        'mean': (0.485, 0.456, 0.406),
+        'std': (0.229, 0.224, 0.225),
+        'first_conv': 'conv1',
+        'classifier': 'fc',
+        'license': 'apache-2.0',
+        **kwargs,
+    }
+
+
+_LAYERS = {26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+
+default_cfgs = generate_default_cfgs(
+    {f'ddf_{combine}_resnet{depth}.untrained': _cfg() for combine in ('mul', 'add') for depth in _LAYERS}
+)
+
+
+def _create(variant: str, pretrained: bool, block_args: dict[str, Any] | None = None, **kwargs: Any) -> ResNet:
+    _, combine, network = variant.split('_')
+    return build_model_with_cfg(
+        ResNet,
+        variant,
+        pretrained,
+        block=DDFBottleneck,
+        layers=_LAYERS[int(network.removeprefix('resnet'))],
+        block_args={'kernel_combine': combine, **(block_args or {})},
+        **kwargs,
+    )
+
+
+@register_model
+def ddf_mul_resnet26(pretrained: bool = False, **kwargs: Any) -> ResNet:
+    """Layers 2, 2, 2, 2, filters multiplied: the small one, for trying out."""
+    return _create('ddf_mul_resnet26', pretrained, **kwargs)
+
+
+@register_model
+def ddf_mul_resnet50(pretrained: bool = False, **kwargs: Any) -> ResNet:
+    """DDF-ResNet50, filters multiplied: 16.8 M parameters, 79.1 % top-1 on ImageNet as published."""
+    return _create('ddf_mul_resnet50', pretrained, **kwargs)
+
+
+@register_model
+def ddf_mul_resnet101(pretrained: bool = False, **kwargs: Any) -> ResNet:
+    """DDF-ResNet101, filters multiplied: 28.1 M parameters, 80.2 % top-1 on ImageNet as published."""
+    return _create('ddf_mul_resnet101', pretrained, **kwargs)
+
+
+@register_model
+def ddf_mul_resnet152(pretrained: bool = False, **kwargs: Any) -> ResNet:
+    """DDF-ResNet152, filters multiplied: 37.5 M parameters, no published accuracy."""
+    return _create('ddf_mul_resnet152', pretrained, **kwargs)
+
+
+@register_model
+def ddf_add_resnet26(pretrained: bool = False, **kwargs: Any) -> ResNet:
+    """Layers 2, 2, 2, 2, filters added: the small one, for trying out."""
+    return _create('ddf_add_resnet26', pretrained, **kwargs)
+
+
+@register_model
+def ddf_add_resnet50(pretrained: bool = False, **kwargs: Any) -> ResNet:
+    """DDF-ResNet50, filters added: 16.8 M parameters, 78.8 % top-1 on ImageNet as published."""
+    return _create('ddf_add_resnet50', pretrained, **kwargs)
+
+
+@register_model
+def ddf_add_resnet101(pretrained: bool = False, **kwargs: Any) -> ResNet:
+    """DDF-ResNet101, filters added: 28.1 M parameters, 79.9 % top-1 on ImageNet as published."""
+    return _create('ddf_add_resnet101', pretrained, **kwargs)
+
+
+@register_model
+def ddf_add_resnet152(pretrained: bool = False, **kwargs: Any) -> ResNet:
+    """DDF-ResNet152, filters added: 37.5 M parameters, no published accuracy."""
+    return _create('ddf_add_resnet152', pretrained, **kwargs)

@@ -1,0 +1,56 @@
+from pathlib import Path
+
+import pytest
+
+from ddfnet.config import load_train_config, to_flat_dict
+
+CONFIGS = Path(__file__).parents[2] / 'configs'
+IMAGENET = sorted(path.stem for path in CONFIGS.glob('ddf_*.yaml'))
+PUBLISHED = '--lr 0.4 --warmup-epochs 5 --epochs 120 --sched cosine -b 128 -j 6 --amp --dist-bn reduce'
+
+
+def test_there_is_a_recipe_for_every_published_depth_and_combination() -> None:
+    assert set(IMAGENET) == {f'ddf_{combine}_resnet{depth}' for combine in ('mul', 'add') for depth in (50, 101, 152)}
+
+
+@pytest.mark.parametrize('model', IMAGENET)
+def test_imagenet_recipes_are_the_published_command(model: str) -> None:
+    recipe = load_train_config(['DATA', '-c', str(CONFIGS / f'{model}.yaml')])
+    assert recipe == load_train_config(['DATA', '--model', model, *PUBLISHED.split()])
+
+
+def test_published_command_has_the_published_settings() -> None:
+    flat = to_flat_dict(load_train_config(['DATA', '--model', 'ddf_mul_resnet50', *PUBLISHED.split()]))
+    published = {
+        'opt': 'sgd',
+        'momentum': 0.9,
+        'weight_decay': 1e-4,
+        'warmup_lr': 1e-4,
+        'warmup_prefix': False,
+        'min_lr': 1e-5,
+        'cooldown_epochs': 10,
+        'aa': 'rand-m7-mstd0.5-inc1',
+        'reprob': 0.4,
+        'remode': 'pixel',
+        'recount': 3,
+        'smoothing': 0.1,
+        'train_interpolation': 'random',
+        'mixup': 0.0,
+        'cutmix': 0.0,
+        'model_ema': False,
+    }
+    assert {name: flat[name] for name in published} == published
+
+
+def test_digits_recipe() -> None:
+    config = load_train_config(['-c', str(CONFIGS / 'digits.yaml'), '--epochs', '1'])
+    assert (config.data.dataset, config.model.in_chans, config.model.num_classes) == ('digits', 1, 10)
+    assert (config.augmentation.hflip, config.augmentation.aa, config.schedule.epochs) == (0.0, None, 1)
+
+
+@pytest.mark.parametrize('path', sorted(CONFIGS.glob('*.yaml')), ids=lambda path: path.stem)
+def test_recipes_say_their_command_result_and_time(path: Path) -> None:
+    head = path.read_text().split('\n\n')[0]
+    assert f'-c configs/{path.name}' in head
+    assert 'Expected:' in head
+    assert 'Time:' in head

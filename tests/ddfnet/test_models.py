@@ -1,0 +1,156 @@
+"""DDF models: names, parameters and numbers of the official release, and what timm's ResNet offers."""
+
+import zlib
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+import ddf
+import ddfnet
+from tests.conftest import assert_golden, load_golden, set_golden_weights
+
+PARAMETERS = {
+    'ddf_mul_resnet50': 16_843_748,
+    'ddf_mul_resnet101': 28_146_912,
+    'ddf_mul_resnet152': 37_462_900,
+    'ddf_add_resnet50': 16_843_748,
+    'ddf_add_resnet101': 28_146_912,
+    'ddf_add_resnet152': 37_462_900,
+}
+
+
+@pytest.mark.parametrize('name', PARAMETERS)
+def test_parameter_count(name):
+    model = timm.create_model(name, device='meta')
+    assert sum(parameter.numel() for parameter in model.parameters()) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize('name', ['ddf_mul_resnet50', 'ddf_add_resnet50'])
+def test_state_dict_is_the_official_one(name):
+    model = timm.create_model(name, device='meta')
+    listing = {
+        key: [list(value.shape), str(value.dtype).removeprefix('torch.')] for key, value in model.state_dict().items()
+    }
+    official = load_golden(f'state_dict_{name}.json')
+    assert list(listing) == list(official)
+    assert listing == {key: [shape, dtype.removeprefix('torch.')] for key, (shape, dtype) in official.items()}
+
+
+def golden_model() -> torch.nn.Module:
+    model = timm.create_model('ddf_mul_resnet50', dtype=torch.float64)
+    set_golden_weights(model)
+    return model
+
+
+def golden_input(seed: int, size: int) -> torch.Tensor:
+    return torch.from_numpy(np.random.RandomState(seed).standard_normal((2, 3, size, size)))
+
+
+def test_golden_evaluation(backend):
+    numbers = load_golden('golden_ddf_mul_resnet50.npz')
+    model = golden_model().eval()
+    pooled = {}
+    for stage in ('maxpool', 'layer1', 'layer2', 'layer3', 'layer4'):
+        model.get_submodule(stage).register_forward_hook(
+            lambda _module, _inputs, output, stage=stage: pooled.update({stage: output.mean((-2, -1))})
+        )
+    with torch.no_grad():
+        assert_golden(model(golden_input(20210415, 64)), numbers['eval64_logits'])
+        assert_golden(model(golden_input(20210414, 224)), numbers['eval224_logits'])
+    for stage, mean in pooled.items():
+        assert_golden(mean, numbers[f'eval224_pool_{stage}'])
+
+
+def test_golden_training_step(backend):
+    numbers = load_golden('golden_ddf_mul_resnet50.npz')
+    model = golden_model().train()
+    images = golden_input(20210415, 64).requires_grad_()
+    logits = model(images)
+    assert_golden(logits, numbers['train64_logits'])
+    loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(numbers['train64_labels']))
+    assert_golden(loss, numbers['train64_loss'])
+    loss.backward()
+    assert_golden(images.grad, numbers['train64_input_grad'])
+    parameters = dict(model.named_parameters())
+    assert list(parameters) == list(numbers['grad_keys'])
+    gradients = {key: parameter.grad for key, parameter in parameters.items()}
+    for key in (name.removeprefix('grad/') for name in numbers.files if name.startswith('grad/')):
+        assert_golden(gradients[key], numbers[f'grad/{key}'])
+    norms = torch.stack([gradient.norm() for gradient in gradients.values()])
+    assert_golden(norms, numbers['grad_l2'])
+    probes = torch.stack([(gradient * probe(key, gradient.shape)).sum() for key, gradient in gradients.items()])
+    difference = probes - torch.from_numpy(numbers['grad_probe'])
+    assert (difference.abs() <= 1e-9 * norms * norms.new_tensor([g.numel() for g in gradients.values()]).sqrt()).all()
+    buffers = dict(model.named_buffers())
+    buffer_norms = torch.stack([buffers[key].double().norm() for key in numbers['buffer_keys']])
+    assert_golden(buffer_norms, numbers['buffer_l2_after_train_step'])
+
+
+def probe(key: str, shape: torch.Size) -> torch.Tensor:
+    seed = zlib.crc32(f'probe:{key}'.encode()) & 0xFFFFFFFF
+    return torch.from_numpy(np.random.RandomState(seed).standard_normal(tuple(shape)))
+
+
+@pytest.mark.parametrize('name', ['ddf_mul_resnet26', 'ddf_add_resnet26'])
+def test_takes_what_timms_resnet_takes(name):
+    assert name in timm.list_models('ddf_*')
+    images = torch.randn(2, 1, 75, 90)
+    model = timm.create_model(name, num_classes=7, in_chans=1, drop_path_rate=0.1, global_pool='catavgmax').eval()
+    assert model(images).shape == (2, 7)
+    features = timm.create_model(name, in_chans=1, features_only=True, output_stride=8).eval()(images)
+    assert [tuple(feature.shape) for feature in features] == [
+        (2, 64, 38, 45),
+        (2, 256, 19, 23),
+        (2, 512, 10, 12),
+        (2, 1024, 10, 12),
+        (2, 2048, 10, 12),
+    ]
+    half = timm.create_model(name, in_chans=1, num_classes=0, dtype=torch.bfloat16).eval()
+    assert half(images.bfloat16()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize('size', [33, 48, 65])
+def test_any_input_size_trains(size):
+    model = timm.create_model('ddf_mul_resnet26', num_classes=3).train()
+    model(torch.randn(2, 3, size, size)).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_channels_last_equals_contiguous():
+    model = timm.create_model('ddf_mul_resnet26', num_classes=5, zero_init_last=False).eval().double()
+    images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    expected = model(images)
+    actual = model.to(memory_format=torch.channels_last)(images.contiguous(memory_format=torch.channels_last))
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_block_args_reach_the_filters():
+    model = timm.create_model('ddf_mul_resnet26', device='meta', block_args={'head': 2, 'se_ratio': 0.3})
+    filters = [module for module in model.modules() if isinstance(module, ddf.DDFPack)]
+    assert len(filters) == 8
+    assert {(pack.head, pack.kernel_combine) for pack in filters} == {(2, 'mul')}
+    assert filters[0].channel_branch[1].out_channels == int(64 * 0.3)
+
+
+def test_pretrained_weights_that_do_not_exist_are_refused():
+    with pytest.raises(RuntimeError, match='No pretrained weights'):
+        timm.create_model('ddf_mul_resnet50', pretrained=True)
+
+
+def test_reduced_first_width_is_refused():
+    with pytest.raises(ValueError, match='block_reduce_first'):
+        timm.create_model('ddf_mul_resnet26', device='meta', block_reduce_first=2)
+
+
+def test_branches_start_as_published():
+    """Kaiming fan_out for the branches' convolutions, N(0, (gain/k)^2) for the learned scale, zero last BatchNorm."""
+    torch.manual_seed(0)
+    block = timm.create_model('ddf_mul_resnet26').layer3[1]
+    scale = block.conv2.channel_branch[4].std
+    assert abs(scale.std().item() - 2**0.5 / 3) < 0.02
+    convolution = block.conv2.channel_branch[1]
+    assert abs(convolution.weight.std().item() - (2 / convolution.out_channels) ** 0.5) < 0.02
+    assert block.bn3.weight.eq(0).all()
+    assert isinstance(block, ddfnet.models.DDFBottleneck)
