@@ -1,0 +1,81 @@
+"""Checkpoint files: written so that a crash never leaves half of one, read without running code from them.
+
+The keys are timm's (epoch, arch, state_dict, state_dict_ema, optimizer, metric, args as a plain dict), so that
+`timm.models.load_checkpoint` opens them; what only this toolkit needs is under `run`.
+"""
+
+import argparse
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ddfnet.errors import UserError, first_line
+
+
+def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
+    """Writes to a temporary file beside `path`, flushes it to the disk, then renames it into place."""
+    temporary = path.with_name(f'{path.name}.tmp')
+    with open(temporary, 'wb') as file:
+        torch.save(checkpoint, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The contents of a checkpoint on the CPU: this toolkit's, timm's or the official release's.
+
+    A bare state_dict comes back under the key `state_dict`.
+
+    Raises:
+        UserError: Not there, or not a checkpoint.
+    """
+    if not Path(path).is_file():
+        raise UserError(f'checkpoint not found: {path} is not a file')
+    try:
+        # the official release and timm keep their settings as an argparse.Namespace
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+    except (pickle.UnpicklingError, EOFError, OSError, RuntimeError, ValueError) as error:
+        raise UserError(f'cannot read checkpoint {path}: {first_line(error)}') from error
+    if not isinstance(checkpoint, dict) or not checkpoint:
+        raise UserError(f'{path} is not a checkpoint: expected a dict of weights, got {type(checkpoint).__name__}')
+    if any(key in checkpoint for key in ('state_dict', 'state_dict_ema', 'model')):
+        if 'model' in checkpoint and 'state_dict' not in checkpoint:
+            checkpoint['state_dict'] = checkpoint['model']
+        return checkpoint
+    return {'state_dict': checkpoint}
+
+
+def checkpoint_settings(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """The settings that a checkpoint was made with, as far as it holds any: flags with underscores."""
+    settings = checkpoint.get('args') or {}
+    settings = dict(settings) if isinstance(settings, dict) else vars(settings)
+    if 'arch' in checkpoint:
+        settings['model'] = checkpoint['arch']
+    return settings
+
+
+def load_weights(model: torch.nn.Module, checkpoint: dict[str, Any], path: str | Path, use_ema: bool = False) -> None:
+    """Loads a checkpoint's weights into a model of the same architecture.
+
+    Raises:
+        UserError: The checkpoint has no such weights, or they are those of another architecture.
+    """
+    key = 'state_dict_ema' if use_ema else 'state_dict'
+    if checkpoint.get(key) is None:
+        raise UserError(f'{path} holds no {"averaged (EMA) " if use_ema else ""}weights: no key {key!r}')
+    state_dict = {name.removeprefix('module.'): value for name, value in checkpoint[key].items()}
+    try:
+        model.load_state_dict(state_dict)
+    except (RuntimeError, AttributeError) as error:
+        arch = checkpoint.get('arch')
+        problems = str(error).strip().splitlines()[1:] or [str(error)]
+        raise UserError(
+            f'the weights of {path}{f" (model {arch})" if arch else ""} do not fit model {type(model).__name__}: '
+            f'{"; ".join(problem.strip()[:200] for problem in problems[:3])}. Give the --model and --num-classes '
+            'that the checkpoint was made with'
+        ) from error

@@ -1,0 +1,6 @@
+"""Data sets, sample order by key, and loaders."""
+
+from .datasets import class_names, open_dataset
+from .loaders import TrainLoader, create_validation_loader
+
+__all__ = ['TrainLoader', 'class_names', 'create_validation_loader', 'open_dataset']

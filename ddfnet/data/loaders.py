@@ -1,0 +1,139 @@
+"""Loaders over timm's: training ones whose order and augmentation come from keys, and exact validation ones."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from timm.data import FastCollateMixup, Mixup, create_loader
+from torch import Tensor
+
+from ddfnet.config import AugmentationConfig, BatchConfig, DataConfig, DataSource, LossConfig
+from ddfnet.data.keyed import KeyedDataset, KeyedErasing, KeyedSampler
+from ddfnet.distributed import Processes
+from ddfnet.errors import UserError
+
+
+class TrainLoader:
+    """Batches of an epoch, on the device and normalised: images (B, C, H, W), targets (B,), or (B, classes) if mixed.
+
+    Args:
+        dataset: Map-style, of (image, label).
+        input_settings: input_size, mean, std, as timm's resolve_data_config gives them.
+        num_classes: Classes of soft targets, where mixup or cutmix is on.
+
+    Raises:
+        UserError: Fewer images than one optimiser step needs.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        data: DataConfig,
+        batch: BatchConfig,
+        augmentation: AugmentationConfig,
+        loss: LossConfig,
+        input_settings: dict[str, Any],
+        num_classes: int,
+        seed: int,
+        processes: Processes,
+    ) -> None:
+        group = batch.batch_size * batch.grad_accum_steps * processes.world_size
+        if len(dataset) < group:
+            raise UserError(
+                f'one optimiser step takes {group} images (batch-size {batch.batch_size} x grad-accum-steps '
+                f'{batch.grad_accum_steps} x {processes.world_size} processes), but the training set has '
+                f'{len(dataset)}: give a smaller --batch-size'
+            )
+        self.updates_per_epoch = len(dataset) // group
+        self.mixes = augmentation.mixes
+        self.mixup_off_epoch = augmentation.mixup_off_epoch
+        mixup_settings = _mixup_settings(augmentation, loss, num_classes) if self.mixes else None
+        prefetch = not data.no_prefetcher
+        self.mixup = Mixup(**mixup_settings) if mixup_settings and not prefetch else None
+        self.loader = create_loader(
+            KeyedDataset(dataset, seed),  # type: ignore[arg-type]
+            input_settings['input_size'],
+            batch.batch_size,
+            is_training=True,
+            interpolation=augmentation.train_interpolation,
+            mean=input_settings['mean'],
+            std=input_settings['std'],
+            collate_fn=FastCollateMixup(**mixup_settings) if mixup_settings and prefetch else None,
+            # workers that outlive an epoch would not hear that mixing has ended
+            persistent_workers=not (self.mixes and self.mixup_off_epoch),
+            **_augmentation_settings(augmentation),
+            **_loader_settings(data, processes),
+        )
+        inner = self.loader.loader if prefetch else self.loader
+        self.sampler = KeyedSampler(len(dataset), group, seed, processes.rank, processes.world_size)
+        inner.batch_sampler.sampler = self.sampler
+        self.erasing: KeyedErasing | None = None
+        if prefetch and self.loader.random_erasing is not None:
+            self.erasing = self.loader.random_erasing = KeyedErasing(self.loader.random_erasing, self.sampler)
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of an epoch, the same ones whenever and wherever it is asked for."""
+        self.sampler.set_epoch(epoch)
+        if self.erasing is not None:
+            self.erasing.start_epoch()
+        if self.mixes and self.mixup_off_epoch and epoch >= self.mixup_off_epoch:
+            (self.mixup or self.loader).mixup_enabled = False
+        return iter(self.loader)
+
+
+def create_validation_loader(
+    dataset: Any, data: DataSource, batch_size: int, input_settings: dict[str, Any], processes: Processes
+) -> Any:
+    """Batches of the whole set in order, sharded over the processes; timm's evaluators discard the padding."""
+    return create_loader(
+        dataset,
+        input_settings['input_size'],
+        batch_size,
+        is_training=False,
+        distributed=processes.distributed,
+        **{key: input_settings[key] for key in ('interpolation', 'mean', 'std', 'crop_pct', 'crop_mode')},
+        **_loader_settings(data, processes),
+    )
+
+
+def _loader_settings(data: DataSource, processes: Processes) -> dict[str, Any]:
+    return {
+        'num_workers': data.workers,
+        'pin_memory': data.pin_mem,
+        'use_prefetcher': not data.no_prefetcher,
+        'device': processes.device,
+    }
+
+
+def _augmentation_settings(augmentation: AugmentationConfig) -> dict[str, Any]:
+    return {
+        'no_aug': augmentation.no_aug,
+        'train_crop_mode': augmentation.train_crop_mode,
+        'scale': augmentation.scale,
+        'ratio': augmentation.ratio,
+        'hflip': augmentation.hflip,
+        'vflip': augmentation.vflip,
+        'color_jitter': augmentation.color_jitter,
+        'color_jitter_prob': augmentation.color_jitter_prob,
+        'grayscale_prob': augmentation.grayscale_prob or 0.0,
+        'gaussian_blur_prob': augmentation.gaussian_blur_prob or 0.0,
+        'auto_augment': augmentation.aa,
+        're_prob': augmentation.reprob,
+        're_mode': augmentation.remode,
+        're_count': augmentation.recount,
+    }
+
+
+def _mixup_settings(augmentation: AugmentationConfig, loss: LossConfig, num_classes: int) -> dict[str, Any]:
+    return {
+        'mixup_alpha': augmentation.mixup,
+        'cutmix_alpha': augmentation.cutmix,
+        'cutmix_minmax': augmentation.cutmix_minmax,
+        'prob': augmentation.mixup_prob,
+        'switch_prob': augmentation.mixup_switch_prob,
+        'mode': augmentation.mixup_mode,
+        'label_smoothing': loss.smoothing,
+        'num_classes': num_classes,
+    }

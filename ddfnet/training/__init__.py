@@ -1,0 +1,1 @@
+"""Training: what a run consists of, its loop, its folder and its curves."""

@@ -1,0 +1,105 @@
+"""A run's state to and from its checkpoints."""
+
+import math
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ddfnet.checkpoints import load_weights, read_checkpoint, write_checkpoint
+from ddfnet.config import to_flat_dict
+from ddfnet.errors import UserError
+from ddfnet.training.components import Components
+from ddfnet.training.engine import Progress
+from ddfnet.training.run_directory import RunDirectory
+
+
+@dataclass
+class Best:
+    """The best value of the evaluation metric so far, and its epoch. A NaN is never best, and never stays it."""
+
+    metric: float | None = None
+    epoch: int | None = None
+
+    def improves(self, metric: float, epoch: int, smaller_is_better: bool) -> bool:
+        """Takes a new value if it is better, and says whether it was."""
+        if math.isnan(metric):
+            return False
+        if self.metric is not None and (metric >= self.metric if smaller_is_better else metric <= self.metric):
+            return False
+        self.metric, self.epoch = metric, epoch
+        return True
+
+
+def save_run(
+    components: Components, progress: Progress, best: Best, directory: RunDirectory, metric: float | None, is_best: bool
+) -> None:
+    """Writes last.pth.tar, and model_best.pth.tar if `is_best`. `progress` counts the epoch as done."""
+    config = components.config
+    checkpoint: dict[str, Any] = {
+        'epoch': progress.epoch - 1,  # as in timm: the last epoch that is finished
+        'arch': config.model.model,
+        **components.task.get_checkpoint_state(),
+        'optimizer': components.optimizer.state_dict(),
+        'args': to_flat_dict(config),
+        'version': 2,
+        'metric': metric,
+        'run': {'updates': progress.updates, 'best': asdict(best)},
+    }
+    if components.task.has_ema():
+        checkpoint |= components.task.get_checkpoint_state(ema=True)
+    if components.scheduler is not None:
+        checkpoint['run']['scheduler'] = _plain(components.scheduler.state_dict())
+    if components.scaler.is_enabled():
+        checkpoint['amp_scaler'] = components.scaler.state_dict()
+    write_checkpoint(checkpoint, directory.last)
+    if is_best:
+        temporary = directory.best.with_name(f'{directory.best.name}.tmp')
+        shutil.copyfile(directory.last, temporary)
+        os.replace(temporary, directory.best)
+
+
+def restore_run(components: Components, path: Path) -> tuple[Progress, Best]:
+    """Loads a checkpoint into the parts of a run; only its weights where no_resume_opt says so.
+
+    A checkpoint of timm or of the official release has no `run`: steps are counted from its epoch.
+
+    Raises:
+        UserError: It cannot be read, or is that of another model or optimiser.
+    """
+    checkpoint = read_checkpoint(path)
+    load_weights(components.model, checkpoint, path)
+    if components.ema_model is not None:
+        load_weights(components.ema_model, checkpoint, path, use_ema=checkpoint.get('state_dict_ema') is not None)
+    if components.config.run.no_resume_opt:
+        return Progress(), Best()
+    if 'optimizer' not in checkpoint or 'epoch' not in checkpoint:
+        raise UserError(f'{path} holds no optimiser or epoch to go on from: use it as --initial-checkpoint')
+    try:
+        components.optimizer.load_state_dict(checkpoint['optimizer'])
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{path}: its optimiser's state does not fit: {error}; give --no-resume-opt") from error
+    if 'amp_scaler' in checkpoint and components.scaler.is_enabled():
+        components.scaler.load_state_dict(checkpoint['amp_scaler'])
+    run = checkpoint.get('run', {})
+    epoch = checkpoint['epoch'] + 1
+    if components.scheduler is not None and 'scheduler' in run:
+        components.scheduler.load_state_dict(run['scheduler'])
+    updates = run.get('updates', epoch * components.train_loader.updates_per_epoch)
+    return Progress(epoch, updates), Best(**run.get('best', {}))
+
+
+def _plain(value: Any) -> Any:
+    """Numbers, strings and containers only, so that a checkpoint opens without running code."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items() if _is_plain(item)}
+    return value
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return True
+    if isinstance(value, list | tuple):
+        return all(_is_plain(item) for item in value)
+    return value is None or isinstance(value, bool | int | float | str)

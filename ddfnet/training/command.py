@@ -1,0 +1,153 @@
+"""The command `train.py`: the order of a run."""
+
+import dataclasses
+import logging
+import math
+import sys
+
+from timm.scheduler import PlateauLRScheduler
+from timm.utils import distribute_bn
+
+from ddfnet.config import TrainConfig, load_train_config, to_flat_dict
+from ddfnet.distributed import Processes, start_processes, stop_processes
+from ddfnet.errors import UserError, command
+from ddfnet.evaluation import evaluate
+from ddfnet.training.checkpoint import Best, restore_run, save_run
+from ddfnet.training.components import Components, build_components, wrap_for_processes
+from ddfnet.training.engine import Progress, train_epoch
+from ddfnet.training.monitor import Monitor
+from ddfnet.training.run_directory import RunDirectory, plan_run
+
+_logger = logging.getLogger('ddfnet')
+
+
+@command
+def main(argv: list[str]) -> None:
+    """Trains as the flags say."""
+    logging.basicConfig(format='%(message)s', stream=sys.stdout)
+    _logger.setLevel(logging.INFO)
+    train(load_train_config(argv))
+
+
+def train(config: TrainConfig) -> None:
+    """A run from its configuration to its last checkpoint, in as many processes as a launcher started.
+
+    Raises:
+        UserError: A mistake in the configuration or the data, before anything is written; or a loss that is no number.
+    """
+    distribution = config.distribution
+    processes = start_processes(distribution.device, distribution.dist_backend, distribution.dist_timeout)
+    try:
+        components = build_components(config, processes)
+        directory, progress, best = _start(components, processes)
+        if progress.epoch >= components.num_epochs:
+            if processes.is_primary:
+                _logger.info(f'finished: {directory.path} has all its {components.num_epochs} epochs')
+            return
+        wrap_for_processes(components, processes)
+        _fit(components, progress, best, directory, processes)
+    finally:
+        stop_processes()
+
+
+def _start(components: Components, processes: Processes) -> tuple[RunDirectory, Progress, Best]:
+    """Settles the run folder in one process for all, restores the state there is, and makes the folder."""
+    run, model = components.config.run, components.config.model
+    mistake = planned = None
+    if processes.is_primary:
+        try:
+            planned = plan_run(run, model.model, model.img_size or 0)
+        except UserError as error:
+            mistake = str(error)
+    planned, mistake = processes.broadcast((planned, mistake))
+    if planned is None:
+        raise UserError(mistake)
+    directory, checkpoint = planned
+    progress, best = restore_run(components, checkpoint) if checkpoint else (Progress(), Best())
+    if components.config.schedule.start_epoch is not None:
+        progress.epoch = components.config.schedule.start_epoch
+        progress.updates = progress.epoch * components.train_loader.updates_per_epoch
+    if progress.epoch > 0:
+        _advance_schedule(components, progress, metric=None)
+    if processes.is_primary and progress.epoch < components.num_epochs:
+        _create(directory, components)
+        if checkpoint:
+            _logger.info(f'going on from {checkpoint} at epoch {progress.epoch}')
+    return directory, progress, best
+
+
+def _create(directory: RunDirectory, components: Components) -> None:
+    config = components.config
+    fresh = dataclasses.replace(config.run, experiment='', resume='', no_resume_opt=False)
+    directory.create(to_flat_dict(dataclasses.replace(config, run=fresh)))
+    parameters = sum(parameter.numel() for parameter in components.model.parameters())
+    _logger.info(
+        f'{config.model.model}: {parameters / 1e6:.2f} M parameters, {components.train_loader.updates_per_epoch} steps '
+        f'per epoch, {components.num_epochs} epochs, lr {config.schedule.lr:g}, into {directory.path}'
+    )
+
+
+def _fit(components: Components, progress: Progress, best: Best, directory: RunDirectory, processes: Processes) -> None:
+    config = components.config
+    monitor = None
+    if processes.is_primary:
+        images_per_step = config.batch.batch_size * config.batch.grad_accum_steps * processes.world_size
+        steps = components.train_loader.updates_per_epoch
+        monitor = Monitor(
+            directory, progress.epoch, components.num_epochs, steps, images_per_step, config.run.log_interval,
+            config.run.tensorboard,
+        )  # fmt: skip
+    while progress.epoch < components.num_epochs:
+        if monitor:
+            monitor.start_epoch(progress.epoch)
+        lr = components.optimizer.param_groups[0]['lr']
+        loss = train_epoch(components, progress, processes, monitor.step if monitor else _no_report)
+        if not math.isfinite(loss):
+            raise UserError(
+                f'the training loss became {loss} in epoch {progress.epoch}: lower --lr or set --clip-grad; '
+                f'{directory.path} keeps the state before it'
+            )
+        if processes.distributed and config.batch_norm.dist_bn:
+            distribute_bn(components.model, processes.world_size, config.batch_norm.dist_bn == 'reduce')
+        metrics = _validate(components, progress, processes)
+        metric = metrics.get(f'{"ema" if config.ema.model_ema else "validation"}/{config.run.eval_metric}')
+        progress.epoch += 1
+        _advance_schedule(components, progress, metric)
+        if monitor:
+            is_best = metric is not None and best.improves(
+                metric, progress.epoch - 1, smaller_is_better=config.run.eval_metric == 'loss'
+            )
+            save_run(components, progress, best, directory, metric, is_best)
+            monitor.end_epoch({'train/loss': loss, 'train/lr': lr, **metrics})
+    if monitor:
+        monitor.close()
+        if best.metric is not None:
+            _logger.info(f'best {config.run.eval_metric} {best.metric:.4f} in epoch {best.epoch}: {directory.best}')
+        _logger.info(f'curves: {directory.curves}; TensorBoard: tensorboard --logdir {directory.path}')
+
+
+def _advance_schedule(components: Components, progress: Progress, metric: float | None) -> None:
+    scheduler = components.scheduler
+    if scheduler is None:
+        return
+    scheduler.step_update(progress.updates)
+    if metric is not None or not isinstance(scheduler, PlateauLRScheduler):  # a plateau is one of the metric
+        scheduler.step(progress.epoch, metric)
+
+
+def _validate(components: Components, progress: Progress, processes: Processes) -> dict[str, float]:
+    """Metrics of the model, and of its average where there is one, at the end of every val_interval-th epoch."""
+    epoch = progress.epoch + 1
+    if epoch % components.config.run.val_interval and epoch != components.num_epochs:
+        return {}
+    metrics: dict[str, float] = {}
+    models = {'validation': components.model, 'ema': components.ema_model}
+    for name, model in models.items():
+        if model is not None:
+            found = evaluate(model, components.validation_loader, components.precision, processes)
+            metrics |= {f'{name}/{key}': found[key] for key in ('loss', 'top1', 'top5')}
+    return metrics
+
+
+def _no_report(*_: object) -> None:
+    """The other processes leave reporting to the primary one."""

@@ -1,0 +1,190 @@
+"""Builds the parts of a run from its configuration, and finds what a user got wrong before a file is written."""
+
+import dataclasses
+import types
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.optim import create_optimizer_v2, optimizer_kwargs
+from timm.scheduler import create_scheduler_v2, scheduler_kwargs
+from timm.task import ClassificationTask
+from timm.utils import ModelEmaV3
+from torch.optim import Optimizer
+
+from ddfnet.checkpoints import load_weights, read_checkpoint
+from ddfnet.config import TrainConfig
+from ddfnet.data import TrainLoader, class_names, create_validation_loader, open_dataset
+from ddfnet.distributed import Processes
+from ddfnet.errors import UserError
+from ddfnet.models.build import build_model, model_in_chans, resolve_input
+from ddfnet.precision import Precision
+from ddfnet.seeding import reseed
+
+
+@dataclass
+class Components:
+    """The parts of a run, and its configuration with every value resolved."""
+
+    config: TrainConfig
+    task: ClassificationTask
+    optimizer: Optimizer
+    scheduler: Any  # a timm Scheduler, or None
+    scaler: torch.amp.GradScaler
+    precision: Precision
+    train_loader: TrainLoader
+    validation_loader: Any
+    num_epochs: int  # cool-down and prefixed warm-up included
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """The model itself, without the wrapper for several processes."""
+        module = self.task.trainable_module
+        return module.module if isinstance(module, torch.nn.parallel.DistributedDataParallel) else module
+
+    @property
+    def ema_model(self) -> torch.nn.Module | None:
+        ema = self.task.get_trainable_module(ema=True)
+        return ema.module if isinstance(ema, ModelEmaV3) else None
+
+
+def build_components(config: TrainConfig, processes: Processes) -> Components:
+    """Opens the data and builds everything that a run needs, in every process alike.
+
+    Raises:
+        UserError: Data, model, weights or settings do not fit together.
+    """
+    in_chans = model_in_chans(config.model, config.model.model)
+    train_set, validation_set = _open_datasets(config, in_chans)
+    num_classes = _num_classes(config, train_set, validation_set)
+    reseed(config.run.seed, 'weights')
+    model: Any = build_model(
+        config.model,
+        config.model.model,
+        num_classes,
+        in_chans,
+        drop_rate=config.model.drop,
+        drop_path_rate=config.model.drop_path,
+        drop_block_rate=config.model.drop_block,
+    )
+    if config.model.initial_checkpoint:
+        path = config.model.initial_checkpoint
+        load_weights(model, read_checkpoint(path), path)
+    if config.model.grad_checkpointing:
+        _enable_grad_checkpointing(model)
+    input_settings = resolve_input(config.model, model, in_chans)
+    config = _resolve(config, model.num_classes, input_settings, processes)
+    train_loader = TrainLoader(
+        train_set, config.data, config.batch, config.augmentation, config.loss, input_settings,
+        model.num_classes, config.run.seed, processes,
+    )  # fmt: skip
+    validation_batch_size = config.batch.validation_batch_size or config.batch.batch_size
+    validation_loader = create_validation_loader(
+        validation_set, config.data, validation_batch_size, input_settings, processes
+    )
+    precision = Precision(config.precision, processes.device)
+    task = _create_task(config, precision.place(model), processes)
+    optimizer = _create_optimizer(config, model)
+    scheduler, num_epochs = _create_scheduler(config, optimizer, train_loader.updates_per_epoch)
+    return Components(
+        config, task, optimizer, scheduler, precision.grad_scaler(), precision, train_loader, validation_loader,
+        num_epochs,
+    )  # fmt: skip
+
+
+def wrap_for_processes(components: Components, processes: Processes) -> None:
+    """Wraps the model for gradient averaging; after the weights and the schedule of a resumed run are in place."""
+    if processes.distributed:
+        device_ids = [processes.device.index] if processes.device.type == 'cuda' else None
+        components.task.prepare_distributed(device_ids=device_ids)
+
+
+def _open_datasets(config: TrainConfig, in_chans: int) -> tuple[Any, Any]:
+    data = config.data
+    common: dict[str, Any] = {'in_chans': in_chans, 'class_map': data.class_map, 'download': data.dataset_download}
+    train_set = open_dataset(
+        data.dataset, data.data_dir, data.train_split, num_samples=data.train_num_samples, **common
+    )
+    validation_set = open_dataset(
+        data.dataset, data.data_dir, data.val_split, num_samples=data.val_num_samples, **common
+    )
+    train_classes, validation_classes = class_names(train_set), class_names(validation_set)
+    if train_classes != validation_classes and not data.class_map:
+        different = sorted(set(train_classes or ()) ^ set(validation_classes or ()))
+        raise UserError(
+            f'training and validation have different classes, so their labels do not agree: {len(train_classes or ())} '
+            f'and {len(validation_classes or ())}, only in one of them: {", ".join(different[:5])}; give a --class-map'
+        )
+    return train_set, validation_set
+
+
+def _num_classes(config: TrainConfig, *datasets: Any) -> int | None:
+    """Classes as configured, else as the data says, else None: the model's."""
+    found = [len(names) for names in map(class_names, datasets) if names is not None]
+    wanted = config.model.num_classes
+    if wanted is not None and found and wanted < max(found):
+        raise UserError(f'the data has {max(found)} classes, more than num-classes {wanted}: leave --num-classes out')
+    return wanted if wanted is not None else max(found, default=None)
+
+
+def _enable_grad_checkpointing(model: Any) -> None:
+    if not hasattr(model, 'set_grad_checkpointing'):
+        raise UserError(f'model {type(model).__name__} has no gradient checkpointing: leave --grad-checkpointing out')
+    model.set_grad_checkpointing(enable=True)
+
+
+def _resolve(
+    config: TrainConfig, num_classes: int, input_settings: dict[str, Any], processes: Processes
+) -> TrainConfig:
+    """Replaces every value that depended on model, data or processes by what it came to."""
+    channels, height, _ = input_settings['input_size']
+    resolved_model = dataclasses.replace(
+        config.model,
+        num_classes=num_classes,
+        in_chans=channels,
+        img_size=height,
+        **{name: input_settings[name] for name in ('mean', 'std', 'interpolation', 'crop_pct')},
+    )
+    batch = dataclasses.replace(
+        config.batch, validation_batch_size=config.batch.validation_batch_size or config.batch.batch_size
+    )
+    schedule = dataclasses.replace(config.schedule, lr=_learning_rate(config, processes.world_size))
+    return dataclasses.replace(config, model=resolved_model, batch=batch, schedule=schedule)
+
+
+def _learning_rate(config: TrainConfig, world_size: int) -> float:
+    """As given, else lr_base scaled from lr_base_size to the images of an optimiser step (arXiv 1706.02677)."""
+    schedule = config.schedule
+    if schedule.lr is not None:
+        return schedule.lr
+    images_per_step = config.batch.batch_size * config.batch.grad_accum_steps * world_size
+    ratio = images_per_step / schedule.lr_base_size
+    adaptive = any(name in config.optimizer.opt.lower() for name in ('ada', 'lamb'))
+    scale = schedule.lr_base_scale or ('sqrt' if adaptive else 'linear')
+    return schedule.lr_base * (ratio**0.5 if scale == 'sqrt' else ratio)
+
+
+def _create_task(config: TrainConfig, model: torch.nn.Module, processes: Processes) -> ClassificationTask:
+    loss = config.loss
+    criterion_kwargs: dict[str, Any] = {'smoothing': loss.smoothing, 'soft_targets': config.augmentation.mixes}
+    if loss.bce_loss:
+        criterion_kwargs |= {
+            'loss_type': 'bce', 'bce_sum': loss.bce_sum, 'bce_target_thresh': loss.bce_target_thresh,
+        }  # fmt: skip
+    task = ClassificationTask(model, criterion_kwargs=criterion_kwargs, device=processes.device, verbose=False)
+    if config.ema.model_ema:
+        task.setup_ema(decay=config.ema.model_ema_decay, use_warmup=config.ema.model_ema_warmup)
+    return task
+
+
+def _create_optimizer(config: TrainConfig, model: torch.nn.Module) -> Optimizer:
+    flat = types.SimpleNamespace(**vars(config.optimizer), lr=config.schedule.lr, opt_args=config.optimizer.opt_kwargs)
+    try:
+        return create_optimizer_v2(model, **optimizer_kwargs(flat))
+    except (AssertionError, TypeError, ValueError) as error:
+        raise UserError(f'cannot build optimiser {config.optimizer.opt!r}: {error}') from error
+
+
+def _create_scheduler(config: TrainConfig, optimizer: Optimizer, updates_per_epoch: int) -> tuple[Any, int]:
+    flat = types.SimpleNamespace(**vars(config.schedule), seed=config.run.seed, eval_metric=config.run.eval_metric)
+    return create_scheduler_v2(optimizer, **scheduler_kwargs(flat), updates_per_epoch=updates_per_epoch)

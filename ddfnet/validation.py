@@ -1,0 +1,152 @@
+"""The command `validate.py`: a model's exact accuracy on a data set, as one line of JSON."""
+
+import csv
+import dataclasses
+import json
+import logging
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.layers import apply_test_time_pool
+
+from ddfnet.checkpoints import checkpoint_settings, load_weights, read_checkpoint
+from ddfnet.config import ValidateConfig, load_validate_config
+from ddfnet.data import class_names, create_validation_loader, open_dataset
+from ddfnet.distributed import Processes, start_processes, stop_processes
+from ddfnet.errors import UserError, command
+from ddfnet.evaluation import evaluate
+from ddfnet.models.build import build_model, model_in_chans, resolve_input
+from ddfnet.precision import Precision
+from ddfnet.seeding import reseed
+
+_DEFAULT_MODEL = 'ddf_mul_resnet50'
+_FROM_CHECKPOINT = ('model', 'num_classes', 'in_chans', 'img_size', 'gp', 'mean', 'std', 'interpolation', 'crop_pct')
+
+_logger = logging.getLogger('ddfnet')
+
+
+@command
+def main(argv: list[str]) -> None:
+    """Validates as the flags say: progress on stderr, the result as the last line of stdout."""
+    logging.basicConfig(format='%(message)s', stream=sys.stderr)
+    _logger.setLevel(logging.INFO)
+    config = load_validate_config(argv)
+    reseed(config.evaluation.seed)
+    processes = start_processes(config.evaluation.device)
+    try:
+        result = validate(config, processes)
+    finally:
+        stop_processes()
+    if processes.is_primary:
+        if config.evaluation.results_file:
+            _write_result(result, Path(config.evaluation.results_file), config.evaluation.results_format)
+        print(json.dumps(result))
+
+
+def validate(config: ValidateConfig, processes: Processes) -> dict[str, Any]:
+    """The result: model, top1, top1_err, top5, top5_err in percent, loss, count, param_count in millions, img_size in
+    pixels, crop_pct, interpolation, samples_per_s.
+
+    Raises:
+        UserError: Data, model and checkpoint do not fit together.
+    """
+    _check_results_file(config.evaluation.results_file)
+    checkpoint = read_checkpoint(config.model.checkpoint) if config.model.checkpoint else {}
+    config = _with_settings_of(checkpoint, config)
+    name = config.model.model or _DEFAULT_MODEL
+    in_chans = model_in_chans(config.model, name)
+    data = config.data
+    dataset = open_dataset(
+        data.dataset, data.data_dir, data.split,
+        in_chans=in_chans, class_map=data.class_map, num_samples=data.num_samples,
+    )  # fmt: skip
+    names = class_names(dataset)
+    num_classes = config.model.num_classes or (len(names) if names and data.dataset == 'digits' else None)
+    model: Any = build_model(config.model, name, num_classes, in_chans)
+    if names is not None and len(names) > model.num_classes:
+        raise UserError(f'the data has {len(names)} classes, more than the {model.num_classes} of the model')
+    if checkpoint:
+        load_weights(model, checkpoint, config.model.checkpoint, config.model.use_ema)
+    use_test_size = not config.model.use_train_size
+    settings = resolve_input(
+        config.model, model, in_chans, crop_mode=config.model.crop_mode, use_test_size=use_test_size
+    )
+    param_count = sum(parameter.numel() for parameter in model.parameters())
+    model = _with_test_pool(config, model, settings)
+    precision = Precision(config.precision, processes.device)
+    loader = create_validation_loader(dataset, data, config.evaluation.batch_size, settings, processes)
+    metrics = evaluate(precision.place(model), loader, precision, processes, _logger.info, config.evaluation.log_freq)
+    return _result(name, metrics, param_count, settings)
+
+
+def _with_settings_of(checkpoint: dict[str, Any], config: ValidateConfig) -> ValidateConfig:
+    """Fills in what was not given from the settings the checkpoint was made with, its data included."""
+    settings = checkpoint_settings(checkpoint)
+    unset = {
+        name: _as_field(settings[name])
+        for name in _FROM_CHECKPOINT
+        if getattr(config.model, name) in (None, '') and settings.get(name) is not None
+    }
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, **unset))
+    if not config.model.model_kwargs and settings.get('model_kwargs'):
+        kwargs = dict(settings['model_kwargs'])
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, model_kwargs=kwargs))
+    if not config.data.data_dir and not config.data.dataset:
+        data = dataclasses.replace(
+            config.data, data_dir=settings.get('data_dir'), dataset=settings.get('dataset') or ''
+        )
+        config = dataclasses.replace(config, data=data)
+    return config
+
+
+def _as_field(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _with_test_pool(config: ValidateConfig, model: torch.nn.Module, settings: dict[str, Any]) -> torch.nn.Module:
+    if not config.model.test_pool:
+        return model
+    model, applied = apply_test_time_pool(model, settings)
+    if not applied:
+        raise UserError(
+            f'--test-pool needs an input larger than that of the model, got {settings["input_size"][1]} pixels: give a '
+            'larger --img-size'
+        )
+    settings['crop_pct'] = 1.0  # as in timm: the border is part of what is averaged
+    return model
+
+
+def _result(name: str, metrics: Mapping[str, float], param_count: int, settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        'model': name,
+        'top1': round(metrics['top1'], 4),
+        'top1_err': round(100 - metrics['top1'], 4),
+        'top5': round(metrics['top5'], 4),
+        'top5_err': round(100 - metrics['top5'], 4),
+        'loss': round(metrics['loss'], 6),
+        'count': metrics['count'],
+        'param_count': round(param_count / 1e6, 2),
+        'img_size': settings['input_size'][-1],
+        'crop_pct': settings['crop_pct'],
+        'interpolation': settings['interpolation'],
+        'samples_per_s': round(metrics['samples_per_s'], 1),
+    }
+
+
+def _check_results_file(path: str) -> None:
+    if path and not Path(path).absolute().parent.is_dir():
+        raise UserError(f'cannot write {path}: its folder does not exist')
+
+
+def _write_result(result: Mapping[str, Any], path: Path, results_format: str | None) -> None:
+    """JSON or CSV, as asked for, else by the suffix."""
+    with open(path, 'w', newline='') as file:
+        if (results_format or path.suffix.removeprefix('.')) == 'json':
+            json.dump(result, file, indent=4)
+        else:
+            writer = csv.DictWriter(file, list(result))
+            writer.writeheader()
+            writer.writerow(result)

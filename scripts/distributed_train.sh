@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Trains in N processes on this machine, one per GPU where there are GPUs; flags are those of train.py:
+#
+#     ./scripts/distributed_train.sh 8 /path/to/imagenet --model ddf_mul_resnet50 --lr 0.4 --warmup-epochs 5 \
+#         --epochs 120 --sched cosine -b 128 -j 6 --amp --dist-bn reduce
+#
+# On several machines run it on each with NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT set. Other options of torchrun
+# come from TORCHRUN_ARGS. A mistake in the flags is found first, in one process (exit status 2).
+set -euo pipefail
+if [[ ! ${1:-} =~ ^[1-9][0-9]*$ ]]; then
+    echo "usage: $0 NUMBER_OF_PROCESSES [DATA_DIR] [flags of train.py]" >&2
+    exit 2
+fi
+processes=$1
+shift
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+python=${PYTHON:-python}
+export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
+
+"$python" -m ddfnet.training.preflight "$@"
+
+if [ "${NNODES:-1}" -gt 1 ]; then
+    : "${NODE_RANK:?with NNODES above 1, set NODE_RANK: 0 on the first machine}"
+    : "${MASTER_ADDR:?with NNODES above 1, set MASTER_ADDR: the first machine}"
+    rendezvous=(--nnodes "$NNODES" --node-rank "$NODE_RANK" --master-addr "$MASTER_ADDR"
+        --master-port "${MASTER_PORT:-29500}")
+else
+    rendezvous=(--standalone)
+fi
+cores=$(getconf _NPROCESSORS_ONLN)
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > processes ? cores / processes : 1))}
+read -ra options <<< "${TORCHRUN_ARGS:-}"
+exec "$python" -m torch.distributed.run "${rendezvous[@]}" --nproc-per-node "$processes" ${options[@]+"${options[@]}"} \
+    "$root/train.py" "$@"
