@@ -18,6 +18,7 @@ python=${PYTHON:-python}
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 
 "$python" -m ddfnet.training.preflight "$@"
+case " $* " in *" --help "* | *" -h "*) exit 0 ;; esac
 
 if [ "${NNODES:-1}" -gt 1 ]; then
     : "${NODE_RANK:?with NNODES above 1, set NODE_RANK: 0 on the first machine}"

@@ -3,7 +3,8 @@
 from ddfnet.config.augmentation import AugmentationConfig
 from ddfnet.config.checks import check
 from ddfnet.config.data import BatchConfig, DataConfig, DataSource, ValidateDataConfig
-from ddfnet.config.loading import load_train_config, load_validate_config
+from ddfnet.config.inference import BenchmarkConfig
+from ddfnet.config.loading import load_inference_config, load_train_config, load_validate_config
 from ddfnet.config.model import ModelConfig, ModelSource, ValidateModelConfig
 from ddfnet.config.optimization import LossConfig, OptimizerConfig, ScheduleConfig
 from ddfnet.config.runtime import (
@@ -14,17 +15,19 @@ from ddfnet.config.runtime import (
     PrecisionConfig,
     RunConfig,
 )
-from ddfnet.config.schema import TrainConfig, ValidateConfig, to_flat_dict
+from ddfnet.config.schema import InferenceConfig, TrainConfig, ValidateConfig, to_flat_dict
 
 __all__ = [
     'AugmentationConfig',
     'BatchConfig',
     'BatchNormConfig',
+    'BenchmarkConfig',
     'DataConfig',
     'DataSource',
     'DistributionConfig',
     'EmaConfig',
     'EvaluationConfig',
+    'InferenceConfig',
     'LossConfig',
     'ModelConfig',
     'ModelSource',
@@ -37,6 +40,7 @@ __all__ = [
     'ValidateDataConfig',
     'ValidateModelConfig',
     'check',
+    'load_inference_config',
     'load_train_config',
     'load_validate_config',
     'to_flat_dict',

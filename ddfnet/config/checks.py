@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 
-from ddfnet.config.schema import TrainConfig, ValidateConfig, entries, to_flat_dict
+from ddfnet.config.schema import AnyConfig, InferenceConfig, TrainConfig, ValidateConfig, entries, to_flat_dict
 from ddfnet.config.values import convert
 from ddfnet.errors import UserError
 
 
-def check(config: TrainConfig | ValidateConfig) -> None:
+def check(config: AnyConfig) -> None:
     """Raises UserError for the first value that is wrong by itself or contradicts another."""
     names = entries(type(config))
     for name, value in to_flat_dict(config).items():
@@ -15,14 +15,19 @@ def check(config: TrainConfig | ValidateConfig) -> None:
             convert(value, names[name].hint)
         except ValueError as error:
             raise UserError(f'{flag(name)}: {error}') from None
-    contradictions = _train(config) if isinstance(config, TrainConfig) else _validate(config)
-    for contradiction in contradictions:
+    for contradiction in _contradictions(config):
         raise UserError(contradiction)
 
 
 def flag(name: str) -> str:
     """The command line's spelling of a name."""
     return '--' + name.replace('_', '-')
+
+
+def _contradictions(config: AnyConfig) -> Iterator[str]:
+    if isinstance(config, TrainConfig):
+        return _train(config)
+    return _inference(config) if isinstance(config, InferenceConfig) else _validate(config)
 
 
 def _train(config: TrainConfig) -> Iterator[str]:
@@ -35,6 +40,12 @@ def _train(config: TrainConfig) -> Iterator[str]:
 def _validate(config: ValidateConfig) -> Iterator[str]:
     if not config.data.data_dir and not config.data.dataset and not config.model.checkpoint:
         yield 'no images to validate on: expected DATA_DIR, or --dataset digits'
+
+
+def _inference(config: InferenceConfig) -> Iterator[str]:
+    kernel_size = config.benchmark.kernel_size
+    if kernel_size < 3 or kernel_size % 2 == 0:
+        yield f'--kernel-size: expected an odd number of at least 3, got {kernel_size}'
 
 
 def _schedule(config: TrainConfig) -> Iterator[str]:

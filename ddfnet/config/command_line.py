@@ -11,7 +11,16 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from ddfnet.config.checks import flag
-from ddfnet.config.schema import Config, Entry, TrainConfig, ValidateConfig, entries, replace_values, values_of
+from ddfnet.config.schema import (
+    Config,
+    Entry,
+    InferenceConfig,
+    TrainConfig,
+    ValidateConfig,
+    entries,
+    replace_values,
+    values_of,
+)
 from ddfnet.config.values import Tokens, convert, did_you_mean, field_type, to_words
 from ddfnet.errors import UserError
 
@@ -46,6 +55,14 @@ class ValidateCommand(ValidateConfig):
     """Folder of the images, with a subfolder per split."""
 
 
+@dataclasses.dataclass(frozen=True)
+class InferenceCommand(InferenceConfig):
+    """What inference_time.py's command line has: the configuration alone."""
+
+
+_Command = TrainCommand | ValidateCommand | InferenceCommand
+
+
 @_REGISTRY.primitive_rule
 def _keep_words(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
     """Has tyro hand over a field's words as they are; booleans stay tyro's --flag/--no-flag pairs."""
@@ -69,9 +86,7 @@ def config_file(argv: list[str], prog: str) -> str | None:
     return convert(parsed.config, str | None)
 
 
-def apply_command_line(
-    argv: list[str], config: Config, command: type[TrainCommand] | type[ValidateCommand], prog: str, description: str
-) -> Config:
+def apply_command_line(argv: list[str], config: Config, command: type[_Command], prog: str, description: str) -> Config:
     """The configuration with the command line's values in place of its own.
 
     Prints and exits with 0 for --help; exits with 2, as tyro does, where a flag lacks its value. Raises UserError for
@@ -89,7 +104,7 @@ def apply_command_line(
         registry=_REGISTRY,
     )
     names: dict[str, Entry] = entries(type(config))
-    positional = cast('Tokens | None', parsed.positional_data_dir)
+    positional = cast('Tokens | None', getattr(parsed, 'positional_data_dir', None))
     if positional and positional[0] in _TRUTHS:
         raise UserError(_unexpected(positional[0]))
     if unknown:
@@ -109,7 +124,7 @@ def _convert(name: str, words: Any, hint: Any) -> Any:
         raise UserError(f'{flag(name)}: {error}') from None
 
 
-def _unknown(words: list[str], command: type[TrainCommand] | type[ValidateCommand]) -> str:
+def _unknown(words: list[str], command: type[_Command]) -> str:
     """What to say about words that tyro could not place."""
     unknown = [word.partition('=')[0] for word in words if word.startswith('-') and not word[1:2].isdigit()]
     if not unknown:

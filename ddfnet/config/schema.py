@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from ddfnet.config.augmentation import AugmentationConfig
 from ddfnet.config.data import BatchConfig, DataConfig, ValidateDataConfig
+from ddfnet.config.inference import BenchmarkConfig
 from ddfnet.config.model import ModelConfig, ValidateModelConfig
 from ddfnet.config.optimization import LossConfig, OptimizerConfig, ScheduleConfig
 from ddfnet.config.runtime import (
@@ -51,7 +52,16 @@ class ValidateConfig:
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
 
 
-Config = TypeVar('Config', TrainConfig, ValidateConfig)
+@dataclasses.dataclass(frozen=True)
+class InferenceConfig:
+    """Everything inference_time.py can be told."""
+
+    benchmark: BenchmarkConfig = dataclasses.field(default_factory=BenchmarkConfig)
+    precision: PrecisionConfig = dataclasses.field(default_factory=PrecisionConfig)
+
+
+AnyConfig = TrainConfig | ValidateConfig | InferenceConfig
+Config = TypeVar('Config', TrainConfig, ValidateConfig, InferenceConfig)
 
 
 class Entry(NamedTuple):
@@ -71,12 +81,12 @@ def entries(config_type: type) -> dict[str, Entry]:
     }
 
 
-def values_of(config: TrainConfig | ValidateConfig) -> dict[str, Any]:
+def values_of(config: AnyConfig) -> dict[str, Any]:
     """Every value under its name."""
     return {name: getattr(getattr(config, entry.section), name) for name, entry in entries(type(config)).items()}
 
 
-def to_flat_dict(config: TrainConfig | ValidateConfig) -> dict[str, Any]:
+def to_flat_dict(config: AnyConfig) -> dict[str, Any]:
     """Every value under its name, in plain types: what args.yaml holds. With `-c` it gives an equal configuration."""
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values_of(config).items()}
 

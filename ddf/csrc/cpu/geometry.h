@@ -24,19 +24,22 @@ struct Tap {
 
 struct Geometry {
   int64_t batch, channels, height, width;
-  int64_t out_height, out_width;
   int64_t kernel_size, dilation, stride, head;
+  int64_t out_height, out_width;
   std::vector<Tap> touching_taps;  // taps that miss the whole map are absent, so a huge dilation costs nothing
 
   Geometry(int64_t batch, int64_t channels, int64_t height, int64_t width, int64_t kernel_size, int64_t dilation,
            int64_t stride, int64_t head)
-      : batch(batch), channels(channels), height(height), width(width), kernel_size(kernel_size), head(head) {
-    // Beyond the map's extent a larger step changes nothing; the bound keeps the products below from overflowing.
-    const int64_t extent = std::max<int64_t>({height, width, 1});
-    this->dilation = std::min(dilation, extent);
-    this->stride = std::min(stride, extent);
-    out_height = output_size(height);
-    out_width = output_size(width);
+      : batch(batch),
+        channels(channels),
+        height(height),
+        width(width),
+        kernel_size(kernel_size),
+        dilation(bounded(dilation, height, width)),
+        stride(bounded(stride, height, width)),
+        head(head),
+        out_height(output_size(height)),
+        out_width(output_size(width)) {
     collect_taps();
   }
 
@@ -46,6 +49,11 @@ struct Geometry {
   int64_t channels_per_head() const { return channels / head; }
 
  private:
+  // A step beyond the map's extent acts as one of just that extent; the products below then cannot overflow.
+  static int64_t bounded(int64_t step, int64_t height, int64_t width) {
+    return std::min(step, std::max<int64_t>({height, width, 1}));
+  }
+
   int64_t output_size(int64_t size) const { return size == 0 ? 0 : (size - 1) / stride + 1; }
 
   // Output positions o in [0, output_size) with 0 <= o * stride + offset < size.

@@ -54,8 +54,7 @@ inline void for_each_pixel(int64_t count, int64_t stride, const Body& body) {
 }
 
 template <Combine combine, typename T>
-inline void forward_plane(const Geometry& g, const T* input, const T* channel_filter,
-                                    const T* spatial_filter, T* output) {
+void forward_plane(const Geometry& g, const T* input, const T* channel_filter, const T* spatial_filter, T* output) {
   std::fill_n(output, g.out_size(), T(0));
   for_each_block_tap_row(g, [&](const Tap& tap, int64_t output_offset, int64_t map_offset) {
     const T channel = channel_filter[tap.index];
@@ -69,8 +68,8 @@ inline void forward_plane(const Geometry& g, const T* input, const T* channel_fi
 }
 
 template <Combine combine, typename T>
-inline void input_gradient_plane(const Geometry& g, const T* grad_output, const T* channel_filter,
-                                           const T* spatial_filter, T* grad_input) {
+void input_gradient_plane(const Geometry& g, const T* grad_output, const T* channel_filter, const T* spatial_filter,
+                          T* grad_input) {
   std::fill_n(grad_input, g.map_size(), T(0));
   for_each_block_tap_row(g, [&](const Tap& tap, int64_t output_offset, int64_t map_offset) {
     const T channel = channel_filter[tap.index];
@@ -85,8 +84,8 @@ inline void input_gradient_plane(const Geometry& g, const T* grad_output, const 
 
 // The gradient of one channel's filter: d(weight)/d(channel) is `spatial` for mul, 1 for add.
 template <Combine combine, typename T>
-inline void channel_gradient_plane(const Geometry& g, const T* grad_output, const T* input,
-                                             const T* spatial_filter, T* grad_channel) {
+void channel_gradient_plane(const Geometry& g, const T* grad_output, const T* input, const T* spatial_filter,
+                            T* grad_channel) {
   std::fill_n(grad_channel, g.taps(), T(0));
   for_each_block_tap_row(g, [&](const Tap& tap, int64_t output_offset, int64_t map_offset) {
     const T* grad = grad_output + output_offset;
@@ -109,8 +108,8 @@ inline void channel_gradient_plane(const Geometry& g, const T* grad_output, cons
 // Row y of the gradient of one head's spatial filter, summed over the head's channels; the pointers are the head's
 // first channel and first tap. d(weight)/d(spatial) is `channel` for mul, 1 for add.
 template <Combine combine, typename T>
-inline void spatial_gradient_row(const Geometry& g, int64_t y, const T* grad_output, const T* input,
-                                           const T* channel_filter, T* grad_spatial) {
+void spatial_gradient_row(const Geometry& g, int64_t y, const T* grad_output, const T* input, const T* channel_filter,
+                          T* grad_spatial) {
   for (int64_t tap = 0; tap < g.taps(); ++tap) {
     std::fill_n(grad_spatial + tap * g.out_size() + y * g.out_width, g.out_width, T(0));
   }
