@@ -82,6 +82,11 @@ def build_info() -> BuildInfo:
     return load()
 
 
+def reference_is_wanted() -> bool:
+    """Whether the user asked for plain torch."""
+    return os.environ.get('DDF_BACKEND') == 'reference'
+
+
 def build_in_place() -> BuildInfo:
     """Compiles the library next to the package and loads it; for a process that has not loaded one.
 
@@ -110,11 +115,10 @@ def _info(library: Path | None, source_hash: str, notes: list[str]) -> BuildInfo
 
 def _load_first(source_hash: str, notes: list[str]) -> Path | None:
     """The first library that loads, built if need be; what is in the way is added to `notes`."""
-    backend = os.environ.get('DDF_BACKEND', '')
-    if backend == 'reference':
+    if reference_is_wanted():
         notes.append('DDF_BACKEND=reference: the compiled library is not used')
         return None
-    if backend:
+    if backend := os.environ.get('DDF_BACKEND'):
         notes.append(f"DDF_BACKEND={backend} is ignored: the only value known is 'reference'")
     if _is_build_command():
         return None

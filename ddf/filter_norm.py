@@ -61,8 +61,10 @@ class FilterNorm(nn.Module):
         grid = x.shape[2:] if self.filter_type == 'spatial' else ()
         precise = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         taps = precise.reshape(x.shape[0], self.in_channels, self.kernel_size**2, *grid)
-        std, mean = torch.std_mean(taps, dim=2, keepdim=True)
-        normalised = (taps - mean) / (std + _EPS)  # (B, in_channels, k*k, *grid)
+        centred = taps - taps.mean(dim=2, keepdim=True)  # (B, in_channels, k*k, *grid)
+        # a norm, not a square root: its gradient at equal taps is 0, not NaN
+        std = torch.linalg.vector_norm(centred, dim=2, keepdim=True) / (self.kernel_size**2 - 1) ** 0.5
+        normalised = centred / (std + _EPS)
         normalised = normalised * (self.gain if self.std is None else self._per_tap(self.std, len(grid)))
         if self.mean is not None:
             normalised = normalised + self._per_tap(self.mean, len(grid))

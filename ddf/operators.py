@@ -5,12 +5,15 @@ a kernel. Shapes are those of `ddf.reference`. The three operators close over ea
 sums of the same three, so derivatives of any order exist.
 """
 
+import functools
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import reference
+from . import extension, reference
 
 _FILTERS = 'Tensor channel_filter, Tensor spatial_filter'
 _SETTINGS = 'int dilation, int stride, int head, str kernel_combine'
@@ -19,9 +22,31 @@ library = torch.library.Library('ddf', 'DEF')
 library.define(f'forward(Tensor input, {_FILTERS}, {_SETTINGS}) -> Tensor')
 library.define(f'input_gradient(Tensor grad_output, Tensor input, {_FILTERS}, {_SETTINGS}) -> Tensor')
 library.define(f'filter_gradients(Tensor grad_output, Tensor input, {_FILTERS}, {_SETTINGS}) -> (Tensor, Tensor)')
-library.impl('forward', reference.forward, 'CompositeExplicitAutograd')
-library.impl('input_gradient', reference.input_gradient, 'CompositeExplicitAutograd')
-library.impl('filter_gradients', reference.filter_gradients, 'CompositeExplicitAutograd')
+
+
+def _fallback(kernel: Callable) -> Callable:
+    """The reference as the kernel of every device that has no compiled one; says so once, since it is slower."""
+
+    def run(*arguments: Any) -> Any:
+        _warn_of_fallback(arguments[0].device.type)
+        return kernel(*arguments)
+
+    return run
+
+
+@functools.cache
+def _warn_of_fallback(device_type: str) -> None:
+    if not extension.reference_is_wanted():
+        warnings.warn(
+            f'ddf has no compiled kernel for {device_type!r} here and runs on plain torch, which is slower: '
+            f'`python -m {__package__}` says why and how to mend it',
+            stacklevel=2,
+        )
+
+
+library.impl('forward', _fallback(reference.forward), 'CompositeExplicitAutograd')
+library.impl('input_gradient', _fallback(reference.input_gradient), 'CompositeExplicitAutograd')
+library.impl('filter_gradients', _fallback(reference.filter_gradients), 'CompositeExplicitAutograd')
 
 forward = torch.ops.ddf.forward.default
 input_gradient = torch.ops.ddf.input_gradient.default

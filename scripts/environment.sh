@@ -27,7 +27,7 @@ ensure_environment() {
     if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$wanted" ]; then
         echo "installing ddfnet[$extra] into $venv" >&2
         python -m pip install --quiet --disable-pip-version-check --editable ".[$extra]"
+        python -m ddf build >&2 || echo "going on without compiled kernels, in plain torch" >&2
         printf '%s\n' "$wanted" > "$stamp"
     fi
-    python -m ddf build --if-stale >&2 || echo "going on with the plain torch path" >&2
 }

@@ -174,3 +174,18 @@ def test_commands(capsys):
     assert capsys.readouterr().out.strip() == str(ddf.build_info())
     assert command.main(['buidl']) == 2
     assert 'usage: ' in capsys.readouterr().err
+
+
+def test_plain_torch_warns_once(tmp_path):
+    shutil.copytree(PACKAGE, tmp_path / 'borrowed', ignore=shutil.ignore_patterns('*.so', '__pycache__'))
+    code = (
+        'import torch, borrowed; arguments = torch.ones(1, 1, 2, 2), torch.ones(1, 1, 3, 3), torch.ones(1, 9, 2, 2); '
+        'print([borrowed.ddf(*arguments).sum().item() for _ in range(2)])'
+    )
+    for environment, warnings in (({'DDF_BUILD': '0'}, 1), ({'DDF_BACKEND': 'reference'}, 0)):
+        variables = os.environ | {'DDF_CACHE_DIR': str(tmp_path / 'cache'), **environment}
+        result = subprocess.run(
+            [sys.executable, '-c', code], cwd=tmp_path, env=variables, capture_output=True, text=True, check=False
+        )
+        assert result.stdout.strip() == '[16.0, 16.0]'
+        assert result.stderr.count('has no compiled kernel') == warnings
