@@ -35,9 +35,9 @@ class DataConfig(DataSource):
     val_split: str = 'validation'
     """Split, or subfolder, to validate on."""
     train_num_samples: Count | None = None
-    """Images per epoch, for datasets that cannot tell."""
+    """Train on so many of the images, evenly spaced; none takes all."""
     val_num_samples: Count | None = None
-    """Validation images, for datasets that cannot tell."""
+    """Validate on so many of the images, evenly spaced; none takes all."""
     dataset_download: bool = False
     """Let datasets that can, download themselves."""
 
@@ -49,7 +49,7 @@ class ValidateDataConfig(DataSource):
     split: str = 'validation'
     """Split, or subfolder, to validate on."""
     num_samples: Count | None = None
-    """Images, for datasets that cannot tell."""
+    """Validate on so many of the images, evenly spaced; none takes all."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -71,7 +71,7 @@ class RunConfig:
     resume: str = ''
     """Checkpoint to go on from, or auto for the run folder's last one."""
     no_resume_opt: bool = False
-    """Take only the weights from that checkpoint."""
+    """Leave the optimiser's state out when going on from a checkpoint."""
     eval_metric: Literal['top1', 'top5', 'loss'] = 'top1'
     """Validation metric that decides which checkpoint is best."""
     tensorboard: bool = True

@@ -22,9 +22,9 @@ class Best:
     metric: float | None = None
     epoch: int | None = None
 
-    def improves(self, metric: float, epoch: int, smaller_is_better: bool) -> bool:
-        """Takes a new value if it is better, and says whether it was."""
-        if math.isnan(metric):
+    def improves(self, metric: float | None, epoch: int, smaller_is_better: bool) -> bool:
+        """Takes a new value if it is better, and says whether it was; None is an epoch without one."""
+        if metric is None or math.isnan(metric):
             return False
         if self.metric is not None and (metric >= self.metric if smaller_is_better else metric <= self.metric):
             return False
@@ -61,7 +61,7 @@ def save_run(
 
 
 def restore_run(components: Components, path: Path) -> tuple[Progress, Best]:
-    """Loads a checkpoint into the parts of a run; only its weights where no_resume_opt says so.
+    """Loads a checkpoint into the parts of a run; the optimiser starts anew where no_resume_opt says so.
 
     A checkpoint of timm or of the official release has no `run`: steps are counted from its epoch.
 
@@ -72,22 +72,28 @@ def restore_run(components: Components, path: Path) -> tuple[Progress, Best]:
     load_weights(components.model, checkpoint, path)
     if components.ema_model is not None:
         load_weights(components.ema_model, checkpoint, path, use_ema=checkpoint.get('state_dict_ema') is not None)
-    if components.config.run.no_resume_opt:
-        return Progress(), Best()
-    if 'optimizer' not in checkpoint or 'epoch' not in checkpoint:
-        raise UserError(f'{path} holds no optimiser or epoch to go on from: use it as --initial-checkpoint')
+    if 'epoch' not in checkpoint:
+        raise UserError(f'{path} holds no epoch to go on from: use it as --initial-checkpoint')
+    if not components.config.run.no_resume_opt:
+        _restore_optimizer(components, checkpoint, path)
+    run = checkpoint.get('run', {})
+    epoch = checkpoint['epoch'] + 1
+    updates = run.get('updates', epoch * components.train_loader.updates_per_epoch)
+    return Progress(epoch, updates), Best(**run.get('best', {}))
+
+
+def _restore_optimizer(components: Components, checkpoint: dict[str, Any], path: Path) -> None:
+    if 'optimizer' not in checkpoint:
+        raise UserError(f'{path} holds no state of the optimiser: give --no-resume-opt to start a new one')
     try:
         components.optimizer.load_state_dict(checkpoint['optimizer'])
     except (KeyError, ValueError) as error:
         raise UserError(f"{path}: its optimiser's state does not fit: {error}; give --no-resume-opt") from error
     if 'amp_scaler' in checkpoint and components.scaler.is_enabled():
         components.scaler.load_state_dict(checkpoint['amp_scaler'])
-    run = checkpoint.get('run', {})
-    epoch = checkpoint['epoch'] + 1
-    if components.scheduler is not None and 'scheduler' in run:
-        components.scheduler.load_state_dict(run['scheduler'])
-    updates = run.get('updates', epoch * components.train_loader.updates_per_epoch)
-    return Progress(epoch, updates), Best(**run.get('best', {}))
+    scheduler = checkpoint.get('run', {}).get('scheduler')
+    if components.scheduler is not None and scheduler is not None:
+        components.scheduler.load_state_dict(scheduler)
 
 
 def _plain(value: Any) -> Any:

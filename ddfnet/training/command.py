@@ -89,14 +89,7 @@ def _create(directory: RunDirectory, components: Components) -> None:
 
 def _fit(components: Components, progress: Progress, best: Best, directory: RunDirectory, processes: Processes) -> None:
     config = components.config
-    monitor = None
-    if processes.is_primary:
-        images_per_step = config.batch.batch_size * config.batch.grad_accum_steps * processes.world_size
-        steps = components.train_loader.updates_per_epoch
-        monitor = Monitor(
-            directory, progress.epoch, components.num_epochs, steps, images_per_step, config.run.log_interval,
-            config.run.tensorboard,
-        )  # fmt: skip
+    monitor = _create_monitor(components, progress, directory, processes) if processes.is_primary else None
     while progress.epoch < components.num_epochs:
         if monitor:
             monitor.start_epoch(progress.epoch)
@@ -104,8 +97,8 @@ def _fit(components: Components, progress: Progress, best: Best, directory: RunD
         loss = train_epoch(components, progress, processes, monitor.step if monitor else _no_report)
         if not math.isfinite(loss):
             raise UserError(
-                f'the training loss became {loss} in epoch {progress.epoch}: lower --lr or set --clip-grad; '
-                f'{directory.path} keeps the state before it'
+                f'the training loss became {loss} in epoch {progress.epoch}, which was not saved: lower --lr, or limit '
+                'the gradients with --clip-grad'
             )
         if processes.distributed and config.batch_norm.dist_bn:
             distribute_bn(components.model, processes.world_size, config.batch_norm.dist_bn == 'reduce')
@@ -114,9 +107,7 @@ def _fit(components: Components, progress: Progress, best: Best, directory: RunD
         progress.epoch += 1
         _advance_schedule(components, progress, metric)
         if monitor:
-            is_best = metric is not None and best.improves(
-                metric, progress.epoch - 1, smaller_is_better=config.run.eval_metric == 'loss'
-            )
+            is_best = best.improves(metric, progress.epoch - 1, smaller_is_better=config.run.eval_metric == 'loss')
             save_run(components, progress, best, directory, metric, is_best)
             monitor.end_epoch({'train/loss': loss, 'train/lr': lr, **metrics})
     if monitor:
@@ -124,6 +115,21 @@ def _fit(components: Components, progress: Progress, best: Best, directory: RunD
         if best.metric is not None:
             _logger.info(f'best {config.run.eval_metric} {best.metric:.4f} in epoch {best.epoch}: {directory.best}')
         _logger.info(f'curves: {directory.curves}; TensorBoard: tensorboard --logdir {directory.path}')
+
+
+def _create_monitor(
+    components: Components, progress: Progress, directory: RunDirectory, processes: Processes
+) -> Monitor:
+    batch, run = components.config.batch, components.config.run
+    return Monitor(
+        directory,
+        start_epoch=progress.epoch,
+        num_epochs=components.num_epochs,
+        steps_per_epoch=components.train_loader.updates_per_epoch,
+        images_per_step=batch.batch_size * batch.grad_accum_steps * processes.world_size,
+        log_interval=run.log_interval,
+        tensorboard=run.tensorboard,
+    )
 
 
 def _advance_schedule(components: Components, progress: Progress, metric: float | None) -> None:

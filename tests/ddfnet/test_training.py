@@ -11,6 +11,7 @@ import yaml
 import ddfnet.training.command
 from ddfnet import validation
 from ddfnet.training import command
+from ddfnet.training.checkpoint import Best
 from tests.ddfnet.conftest import TINY_MODEL, TINY_RUN
 
 
@@ -197,3 +198,29 @@ def test_diverged_run_stops_and_keeps_its_last_state(run_command, tmp_path, caps
     flags = ['--experiment', 'a', '--lr', '1e20', '--warmup-epochs', '0', '--train-num-samples', '96']
     assert train(run_command, tmp_path, *flags) == 2
     assert 'the training loss became' in capsys.readouterr().err
+
+
+def test_nan_is_never_best():
+    best = Best()
+    assert not best.improves(float('nan'), 0, smaller_is_better=True)
+    assert best.improves(3.0, 1, smaller_is_better=True)
+    assert not best.improves(float('nan'), 2, smaller_is_better=True)
+    assert not best.improves(None, 3, smaller_is_better=True)
+    assert best.improves(2.0, 4, smaller_is_better=True)
+    assert not best.improves(4.0, 5, smaller_is_better=True)
+    assert (best.metric, best.epoch) == (2.0, 4)
+
+
+def test_resume_from_a_checkpoint_elsewhere_with_a_new_optimiser(run_command, tmp_path, capsys):
+    flags = ['--train-num-samples', '16', '--warmup-epochs', '0']
+    assert train(run_command, tmp_path, *flags, '--experiment', 'a', '--epochs', '1') == 0
+    checkpoint = tmp_path / 'a' / 'last.pth.tar'
+    resume = ['--resume', checkpoint, '--epochs', '2', '--opt', 'adamw']
+    assert train(run_command, tmp_path, *flags, *resume, '--experiment', 'b') == 2
+    assert 'give --no-resume-opt' in capsys.readouterr().err
+    assert train(run_command, tmp_path, *flags, *resume, '--experiment', 'b', '--no-resume-opt') == 0
+    assert torch.load(tmp_path / 'b' / 'last.pth.tar', weights_only=True)['epoch'] == 1
+    assert [line.split(',')[0] for line in (tmp_path / 'b' / 'summary.csv').read_text().splitlines()] == ['epoch', '1']
+    assert train(run_command, tmp_path, *flags, '--resume', checkpoint, '--epochs', '2') == 0  # goes on in its folder
+    rows = (tmp_path / 'a' / 'summary.csv').read_text().splitlines()
+    assert [row.split(',')[0] for row in rows] == ['epoch', '0', '1']
