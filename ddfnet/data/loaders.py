@@ -21,7 +21,7 @@ class TrainLoader:
         num_classes: Classes of soft targets, where mixup or cutmix is on.
 
     Raises:
-        UserError: Fewer images than one optimiser step needs.
+        UserError: Fewer images than one optimiser step needs, or an augmentation policy that timm does not know.
     """
 
     def __init__(
@@ -49,20 +49,23 @@ class TrainLoader:
         mixup_settings = _mixup_settings(augmentation, loss, num_classes) if self.mixes else None
         prefetch = not data.no_prefetcher
         self.mixup = Mixup(**mixup_settings) if mixup_settings and not prefetch else None
-        self.loader = create_loader(
-            KeyedDataset(dataset, seed),  # type: ignore[arg-type]
-            input_settings['input_size'],
-            batch.batch_size,
-            is_training=True,
-            interpolation=augmentation.train_interpolation,
-            mean=input_settings['mean'],
-            std=input_settings['std'],
-            collate_fn=FastCollateMixup(**mixup_settings) if mixup_settings and prefetch else None,
-            # workers that outlive an epoch would not hear that mixing has ended
-            persistent_workers=not (self.mixes and self.mixup_off_epoch),
-            **_augmentation_settings(augmentation),
-            **_loader_settings(data, processes),
-        )
+        try:
+            self.loader = create_loader(
+                KeyedDataset(dataset, seed),  # type: ignore[arg-type]
+                input_settings['input_size'],
+                batch.batch_size,
+                is_training=True,
+                interpolation=augmentation.train_interpolation,
+                mean=input_settings['mean'],
+                std=input_settings['std'],
+                collate_fn=FastCollateMixup(**mixup_settings) if mixup_settings and prefetch else None,
+                # workers that outlive an epoch would not hear that mixing has ended
+                persistent_workers=not (self.mixes and self.mixup_off_epoch),
+                **_augmentation_settings(augmentation),
+                **_loader_settings(data, processes),
+            )
+        except (AssertionError, KeyError, ValueError) as error:
+            raise UserError(f'cannot build the augmentation (aa {augmentation.aa!r}): {error}') from error
         inner = self.loader.loader if prefetch else self.loader
         self.sampler = KeyedSampler(len(dataset), group, seed, processes.rank, processes.world_size)
         inner.batch_sampler.sampler = self.sampler

@@ -155,6 +155,7 @@ def test_image_folders_train(run_command, tmp_path, image_tree, capsys):
         (['--device', 'cuda:99'], "device 'cuda:99' cannot be used here"),
         (['--num-classes', '4'], 'the data has 10 classes, more than num-classes 4'),
         (['--mean', '0.5', '0.5'], 'mean takes one value, or one per channel (1), got [0.5, 0.5]'),
+        (['--aa', 'rand-m5-w0'], "cannot build the augmentation (aa 'rand-m5-w0')"),
         (['--opt', 'nonsense'], "cannot build optimiser 'nonsense'"),
         (['--model-kwargs', 'nonsense=1'], "cannot build model 'ddf_mul_resnet26'"),
     ],
