@@ -18,4 +18,4 @@ echo
 echo "curves:      $run/curves.png and $run/summary.csv"
 echo "TensorBoard: ${VIRTUAL_ENV}/bin/tensorboard --logdir $run"
 echo "validation of the last epoch's weights:"
-python validate.py --checkpoint "$run/last.pth.tar"
+python validate.py --checkpoint "$run/last.pth.tar" --workers 0
