@@ -45,7 +45,7 @@ def test_published_command_has_the_published_settings() -> None:
 def test_digits_recipe() -> None:
     config = load_train_config(['-c', str(CONFIGS / 'digits.yaml'), '--epochs', '1'])
     assert (config.data.dataset, config.model.in_chans, config.model.num_classes) == ('digits', 1, 10)
-    assert (config.augmentation.hflip, config.augmentation.aa, config.schedule.epochs) == (0.0, None, 1)
+    assert (config.augmentation.hflip, config.schedule.epochs) == (0.0, 1)
 
 
 @pytest.mark.parametrize('path', sorted(CONFIGS.glob('*.yaml')), ids=lambda path: path.stem)
