@@ -49,23 +49,14 @@ class TrainLoader:
         mixup_settings = _mixup_settings(augmentation, loss, num_classes) if self.mixes else None
         prefetch = not data.no_prefetcher
         self.mixup = Mixup(**mixup_settings) if mixup_settings and not prefetch else None
-        try:
-            self.loader = create_loader(
-                KeyedDataset(dataset, seed),  # type: ignore[arg-type]
-                input_settings['input_size'],
-                batch.batch_size,
-                is_training=True,
-                interpolation=augmentation.train_interpolation,
-                mean=input_settings['mean'],
-                std=input_settings['std'],
-                collate_fn=FastCollateMixup(**mixup_settings) if mixup_settings and prefetch else None,
-                # workers that outlive an epoch would not hear that mixing has ended
-                persistent_workers=not (self.mixes and self.mixup_off_epoch),
-                **_augmentation_settings(augmentation),
-                **_loader_settings(data, processes),
-            )
-        except (AssertionError, KeyError, ValueError) as error:
-            raise UserError(f'cannot build the augmentation (aa {augmentation.aa!r}): {error}') from error
+        loader_settings = _loader_settings(data, processes)
+        if mixup_settings and prefetch:
+            loader_settings['collate_fn'] = FastCollateMixup(**mixup_settings)
+        # workers that outlive an epoch would not hear that mixing has ended
+        loader_settings['persistent_workers'] = not (self.mixes and self.mixup_off_epoch)
+        self.loader = _create_training_loader(
+            KeyedDataset(dataset, seed), batch.batch_size, augmentation, input_settings, loader_settings
+        )
         inner = self.loader.loader if prefetch else self.loader
         self.sampler = KeyedSampler(len(dataset), group, seed, processes.rank, processes.world_size)
         inner.batch_sampler.sampler = self.sampler
@@ -84,6 +75,29 @@ class TrainLoader:
         if self.mixes and self.mixup_off_epoch and epoch >= self.mixup_off_epoch:
             (self.mixup or self.loader).mixup_enabled = False
         return iter(self.loader)
+
+
+def _create_training_loader(
+    dataset: KeyedDataset,
+    batch_size: int,
+    augmentation: AugmentationConfig,
+    input_settings: dict[str, Any],
+    loader_settings: dict[str, Any],
+) -> Any:
+    try:
+        return create_loader(
+            dataset,  # type: ignore[arg-type]
+            input_settings['input_size'],
+            batch_size,
+            is_training=True,
+            interpolation=augmentation.train_interpolation,
+            mean=input_settings['mean'],
+            std=input_settings['std'],
+            **_augmentation_settings(augmentation),
+            **loader_settings,
+        )
+    except (AssertionError, KeyError, ValueError) as error:
+        raise UserError(f'cannot build the augmentation (aa {augmentation.aa!r}): {error}') from error
 
 
 def create_validation_loader(
