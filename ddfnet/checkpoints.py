@@ -6,13 +6,14 @@ The keys are timm's (epoch, arch, state_dict, state_dict_ema, optimizer, metric,
 
 import argparse
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ddfnet.errors import UserError, first_line
+from ddfnet.errors import UserError
+
+_WEIGHTS = ('state_dict', 'state_dict_ema', 'model')
 
 
 def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
@@ -39,15 +40,32 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         # the official release and timm keep their settings as an argparse.Namespace
         with torch.serialization.safe_globals([argparse.Namespace]):
             checkpoint = torch.load(path, map_location='cpu', weights_only=True)
-    except (pickle.UnpicklingError, EOFError, OSError, RuntimeError, ValueError) as error:
-        raise UserError(f'cannot read checkpoint {path}: {first_line(error)}') from error
-    if not isinstance(checkpoint, dict) or not checkpoint:
-        raise UserError(f'{path} is not a checkpoint: expected a dict of weights, got {type(checkpoint).__name__}')
-    if any(key in checkpoint for key in ('state_dict', 'state_dict_ema', 'model')):
-        if 'model' in checkpoint and 'state_dict' not in checkpoint:
-            checkpoint['state_dict'] = checkpoint['model']
-        return checkpoint
-    return {'state_dict': checkpoint}
+    except Exception as error:  # the unpickler raises whatever the bytes of a damaged file lead to
+        raise UserError(
+            f'cannot read checkpoint {path}: it is damaged, or holds more than weights and plain settings '
+            f'({type(error).__name__})'
+        ) from error
+    if isinstance(checkpoint, dict) and not any(key in checkpoint for key in _WEIGHTS):
+        checkpoint = {'state_dict': checkpoint}
+    elif isinstance(checkpoint, dict) and 'state_dict' not in checkpoint and 'model' in checkpoint:
+        checkpoint['state_dict'] = checkpoint['model']
+    if not _is_checkpoint(checkpoint):
+        raise UserError(f'{path} is not a checkpoint: expected weights by name, as state_dict() gives them')
+    return checkpoint
+
+
+def _is_checkpoint(checkpoint: Any) -> bool:
+    """Whether the parts that are read later have the types they must have."""
+    if not isinstance(checkpoint, dict):
+        return False
+    weights = [checkpoint[key] for key in _WEIGHTS if checkpoint.get(key) is not None]
+    return (
+        bool(weights)
+        and all(isinstance(part, dict) and part and all(isinstance(name, str) for name in part) for part in weights)
+        and isinstance(checkpoint.get('args') or {}, dict | argparse.Namespace)
+        and isinstance(checkpoint.get('epoch', 0), int)
+        and isinstance(checkpoint.get('run', {}), dict)
+    )
 
 
 def checkpoint_settings(checkpoint: dict[str, Any]) -> dict[str, Any]:

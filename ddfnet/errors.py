@@ -20,7 +20,7 @@ def command(run: Callable[[list[str]], None]) -> Callable[[], int]:
         try:
             run(sys.argv[1:])
         except UserError as error:
-            print(f'error: {error}', file=sys.stderr)
+            print(f'error: {_message(error)}', file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             print('interrupted', file=sys.stderr)
@@ -28,6 +28,12 @@ def command(run: Callable[[list[str]], None]) -> Callable[[], int]:
         return 0
 
     return entry_point
+
+
+def _message(error: UserError) -> str:
+    """The message alone: a DataLoader's worker wraps it in the text of its traceback."""
+    text = str(error)
+    return text.rsplit('UserError: ', 1)[-1].strip() if text.startswith('Caught UserError in DataLoader') else text
 
 
 def first_line(error: Exception) -> str:

@@ -9,7 +9,7 @@ from ddf import DDFPack, build_info, ddf
 from ddfnet.config import InferenceConfig, ModelSource, load_inference_config
 from ddfnet.distributed import resolve_device
 from ddfnet.errors import UserError, command
-from ddfnet.models.build import build_model, model_in_chans, resolve_input
+from ddfnet.models.build import build_model, check_forward, model_in_chans, resolve_input
 from ddfnet.precision import Precision
 from ddfnet.timing import Candidate, Timing, time_candidates
 
@@ -28,7 +28,9 @@ def main(argv: list[str]) -> None:
             _print_models(config, precision)
         else:
             _print_operation(config, precision)
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:  # OutOfMemoryError is one; the CPU's allocator has no class of its own
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
         raise UserError(f'out of memory on {device}: give a smaller --batch-size') from error
 
 
@@ -50,6 +52,7 @@ def _model_candidate(name: str, config: InferenceConfig, precision: Precision) -
     in_chans = model_in_chans(source, name)
     model = build_model(source, name, None, in_chans)
     input_size = resolve_input(source, model, in_chans)['input_size']
+    check_forward(model, input_size, config.benchmark.batch_size, train=False)
     images = precision.lay_out(torch.randn(config.benchmark.batch_size, *input_size, device=precision.device))
     model = precision.place(model).eval()
 

@@ -18,7 +18,7 @@ from ddfnet.data import class_names, create_validation_loader, open_dataset
 from ddfnet.distributed import Processes, start_processes, stop_processes
 from ddfnet.errors import UserError, command
 from ddfnet.evaluation import evaluate
-from ddfnet.models.build import build_model, model_in_chans, resolve_input
+from ddfnet.models.build import build_model, check_forward, model_in_chans, resolve_input
 from ddfnet.precision import Precision
 from ddfnet.seeding import reseed
 
@@ -53,7 +53,8 @@ def validate(config: ValidateConfig, processes: Processes) -> dict[str, Any]:
     Raises:
         UserError: Data, model and checkpoint do not fit together.
     """
-    _check_results_file(config.evaluation.results_file)
+    if processes.is_primary:
+        _check_results_file(config.evaluation.results_file, config.evaluation.results_format)
     checkpoint = read_checkpoint(config.model.checkpoint) if config.model.checkpoint else {}
     config = _with_settings_of(checkpoint, config)
     name = config.model.model or _DEFAULT_MODEL
@@ -61,7 +62,7 @@ def validate(config: ValidateConfig, processes: Processes) -> dict[str, Any]:
     data = config.data
     dataset = open_dataset(
         data.dataset, data.data_dir, data.split,
-        in_chans=in_chans, class_map=data.class_map, num_samples=data.num_samples,
+        in_chans=in_chans, class_map=data.class_map, num_samples=data.num_samples, strict=True,
     )  # fmt: skip
     names = class_names(dataset)
     num_classes = config.model.num_classes or (len(names) if names and data.dataset == 'digits' else None)
@@ -74,6 +75,7 @@ def validate(config: ValidateConfig, processes: Processes) -> dict[str, Any]:
     settings = resolve_input(
         config.model, model, in_chans, crop_mode=config.model.crop_mode, use_test_size=use_test_size
     )
+    check_forward(model, settings['input_size'], config.evaluation.batch_size, train=False)
     param_count = sum(parameter.numel() for parameter in model.parameters())
     model = _with_test_pool(config, model, settings)
     precision = Precision(config.precision, processes.device)
@@ -99,6 +101,10 @@ def _with_settings_of(checkpoint: dict[str, Any], config: ValidateConfig) -> Val
             config.data, data_dir=settings.get('data_dir'), dataset=settings.get('dataset') or ''
         )
         config = dataclasses.replace(config, data=data)
+    if not config.data.class_map and settings.get('class_map'):
+        config = dataclasses.replace(
+            config, data=dataclasses.replace(config.data, class_map=str(settings['class_map']))
+        )
     return config
 
 
@@ -136,9 +142,15 @@ def _result(name: str, metrics: Mapping[str, float], param_count: int, settings:
     }
 
 
-def _check_results_file(path: str) -> None:
-    if path and not Path(path).absolute().parent.is_dir():
-        raise UserError(f'cannot write {path}: its folder does not exist')
+def _check_results_file(path: str, results_format: str | None) -> None:
+    if not path:
+        return
+    if not results_format and Path(path).suffix not in ('.csv', '.json'):
+        raise UserError(f'results file {path}: expected a name that ends with .csv or .json, or a --results-format')
+    try:
+        open(path, 'a').close()
+    except OSError as error:
+        raise UserError(f'cannot write {path}: {error.strerror}') from error
 
 
 def _write_result(result: Mapping[str, Any], path: Path, results_format: str | None) -> None:

@@ -13,11 +13,19 @@ if [[ ! ${1:-} =~ ^[1-9][0-9]*$ ]]; then
 fi
 processes=$1
 shift
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-python=${PYTHON:-python}
+root=$(CDPATH= cd -- "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# as named in PYTHON, else of the active environment, else of the checkout's own
+python=${PYTHON:-}
+for candidate in "${VIRTUAL_ENV:+$VIRTUAL_ENV/bin/python}" "$root/.venv/bin/python" python python3; do
+    if [ -z "$python" ] && [ -n "$candidate" ] && command -v "$candidate" > /dev/null; then python=$candidate; fi
+done
+if ! "$python" -c 'import torch' 2> /dev/null; then
+    echo "error: ${python:-python} cannot import torch: activate an environment that has it, or name one in PYTHON" >&2
+    exit 2
+fi
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 
-"$python" -m ddfnet.training.preflight "$@"
+"$python" -m ddfnet.training.preflight "$((processes * ${NNODES:-1}))" "$@"
 case " $* " in *" --help "* | *" -h "*) exit 0 ;; esac
 
 if [ "${NNODES:-1}" -gt 1 ]; then

@@ -3,25 +3,42 @@
 #   ensure_environment EXTRA    installs the project, editable, with the extra (demo or test), and builds the kernels
 #
 # DDFNET_VENV names the environment (default .venv in the checkout); one that exists is used as it is, and what is
-# missing is installed into it. Nothing is done again until pyproject.toml or setup.py change.
+# missing is installed into it. A relative name counts from the folder in `called_from`, where the user called from. Nothing is done again until pyproject.toml or setup.py change.
+
+if [ -n "${DDFNET_VENV:-}" ] && [ "${DDFNET_VENV#/}" = "$DDFNET_VENV" ]; then
+    environment=$called_from/$DDFNET_VENV
+elif [ -z "${DDFNET_VENV:-}" ]; then
+    environment=$PWD/.venv
+fi
+
+require_python() {
+    if ! "$1" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2> /dev/null; then
+        echo "error: $1 is not Python 3.10 or later: install one, and name it in PYTHON" >&2
+        exit 2
+    fi
+}
 
 ensure_environment() {
-    local extra=$1 venv=${DDFNET_VENV:-.venv} stamp wanted
+    local extra=$1 venv=$environment stamp wanted
     if [ ! -x "$venv/bin/python" ]; then
-        local python=${PYTHON:-python3}
-        if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
-            echo "error: $python is not Python 3.10 or later: install one, or name it in PYTHON" >&2
+        if [ -e "$venv" ] && [ -n "$(ls -A "$venv")" ]; then
+            echo "error: $venv exists and is no Python environment: name another in DDFNET_VENV" >&2
             exit 2
         fi
+        require_python "${PYTHON:-python3}"
         echo "making a Python environment in $venv" >&2
-        if ! "$python" -m venv "$venv"; then
-            rm -rf "$venv"
-            echo "error: $python has no venv module (Debian and Ubuntu: the package python3-venv)" >&2
+        if ! "${PYTHON:-python3}" -m venv "$venv"; then
+            echo "error: ${PYTHON:-python3} could not make $venv (Debian and Ubuntu need the package python3-venv);" \
+                "remove what it left there and try again" >&2
             exit 2
         fi
     fi
-    venv=$(cd "$venv" && pwd)
+    require_python "$venv/bin/python"
     export PATH="$venv/bin:$PATH" VIRTUAL_ENV=$venv
+    if ! python -m pip --version > /dev/null 2>&1 && ! python -m ensurepip > /dev/null 2>&1; then
+        echo "error: the environment $venv has no pip: install it there, or name another in DDFNET_VENV" >&2
+        exit 2
+    fi
     stamp=$venv/.ddfnet-installed-$extra
     wanted=$(pwd; cat pyproject.toml setup.py)
     if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$wanted" ]; then

@@ -7,7 +7,8 @@
 # scikit-learn's digits, and validates it. The last line is the validation as JSON. Safe to run again: what is done is
 # not done twice.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+called_from=$PWD
+CDPATH= cd -- "$(dirname "${BASH_SOURCE[0]}")/.."
 . scripts/environment.sh
 ensure_environment demo
 

@@ -6,7 +6,8 @@
 #
 # Arguments go to pytest. Makes .venv, or takes the environment named in DDFNET_VENV.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+called_from=$PWD
+CDPATH= cd -- "$(dirname "${BASH_SOURCE[0]}")/.."
 . scripts/environment.sh
 ensure_environment test
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import timm
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-import ddfnet
+import ddfnet  # noqa: F401  registers the models
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / 'README.md').read_text()
@@ -25,12 +26,22 @@ def test_code_runs():
         assert not shapes
 
 
-def test_parameter_counts_of_the_model_table():
-    rows = re.findall(r'^\| (`ddf_.*?) \| ([\d,]+) \|', README, flags=re.MULTILINE)
-    counts = {name: int(count.replace(',', '')) for names, count in rows for name in re.findall(r'`(\w+)`', names)}
-    assert counts.keys() == set(timm.list_models(module=ddfnet.models.ddf_resnet.__name__.rsplit('.', 1)[-1]))
-    for name, count in counts.items():
-        assert sum(p.numel() for p in timm.create_model(name, device=torch.device('meta')).parameters()) == count
+def test_model_table():
+    rows = re.findall(r'^\| (`ddf_.*?) \| ([\d,]+) \| ([\d.]+) \|', README, flags=re.MULTILINE)
+    table = {name: (count, gmacs) for names, count, gmacs in rows for name in re.findall(r'`(\w+)`', names)}
+    assert table.keys() == set(timm.list_models('ddf_*'))
+    for name, (count, gmacs) in table.items():
+        model = timm.create_model(name, device=torch.device('meta')).eval()
+        assert f'{sum(parameter.numel() for parameter in model.parameters()):,}' == count
+        with FlopCounterMode(display=False, custom_mapping={torch.ops.ddf.forward: operation_flops}) as counter:
+            model(torch.empty(1, 3, 224, 224, device='meta'))
+        assert f'{counter.get_total_flops() / 2e9:.2f}' == gmacs
+
+
+def operation_flops(input_shape, channel_shape, spatial_shape, *_, out_shape=None, **__) -> int:
+    """Two per multiply-add, one of which each tap of each output value takes."""
+    batch, channels, kernel_size, _ = channel_shape
+    return 2 * batch * channels * kernel_size**2 * spatial_shape[2] * spatial_shape[3]
 
 
 def test_files_that_are_named_exist():

@@ -1,4 +1,4 @@
-"""Typed configurations of train.py and validate.py: the only place that knows flags, defaults and checks."""
+"""Typed configurations of the three commands: the only place that knows flags, their defaults and their checks."""
 
 from ddfnet.config.augmentation import AugmentationConfig
 from ddfnet.config.checks import check

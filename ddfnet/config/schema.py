@@ -1,4 +1,4 @@
-"""The two configurations, and the flat view of them that YAML files and checkpoints hold.
+"""The three configurations, and the flat view of them that YAML files and checkpoints hold.
 
 A name is the same everywhere: attribute `config.schedule.warmup_epochs`, flag `--warmup-epochs`, key `warmup_epochs`.
 To add a flag, add a field to one of the sections.

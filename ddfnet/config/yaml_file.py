@@ -46,7 +46,7 @@ def apply_yaml(path: str, config: Config) -> Config:
             raise UserError(f'{path}: unknown key {key!r}{hint}; expected the name of a flag, as in --help')
         try:
             values[name] = convert(value, names[name].hint)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f'{path}: {name}: {error}') from None
     return replace_values(config, values)
 
@@ -58,6 +58,8 @@ def _read_mapping(path: str) -> dict[Any, Any]:
         raise UserError(f'{path}: expected a YAML file, but there is no such file') from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f'{path}: expected a YAML file, but it cannot be read: {error}') from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f'{path}: expected YAML, but a value in it cannot be read: {error}') from None
     except yaml.YAMLError as error:
         raise UserError(f'{path}: expected YAML, but {_one_line(error)}') from None
     if content is None:

@@ -34,6 +34,27 @@ class WrappedDataset(Dataset):
         return len(self.dataset)
 
 
+class NamedImages(WrappedDataset):
+    """timm's images, with an unreadable one named. timm replaces it by its neighbour; `strict` stops there instead.
+
+    Raises:
+        UserError: On reading: the image, or where not strict ten in a row, cannot be read.
+    """
+
+    def __init__(self, dataset: Any, strict: bool) -> None:
+        super().__init__(dataset)
+        if strict:
+            dataset._max_retries = 1
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return self.dataset[index]
+        except (OSError, RuntimeError) as error:
+            named = hasattr(self.dataset, 'filename')
+            name = self.dataset.filename(index, absolute=True) if named else f'number {index}'
+            raise UserError(f'cannot read image {name}: it is damaged or no image; mend or remove it') from error
+
+
 class FewerSamples(WrappedDataset):
     """`num_samples` samples, evenly spaced so that sets sorted by class keep all their classes."""
 
@@ -57,6 +78,7 @@ def open_dataset(
     class_map: str = '',
     num_samples: int | None = None,
     download: bool = False,
+    strict: bool = False,
 ) -> Any:
     """A map-style data set of (image, label), without transform.
 
@@ -68,22 +90,15 @@ def open_dataset(
         class_map: Text file that maps class names to labels.
         num_samples: Take only so many, evenly spaced.
         download: Fetch it where the named data set can.
+        strict: Stop at an image that cannot be read, rather than take its neighbour; for validation.
 
     Raises:
         UserError: Nothing there, nothing in it, or not a data set of this kind.
     """
-    dataset = (
-        Digits(split, in_chans)
-        if name == 'digits'
-        else _open_with_timm(
-            name,
-            root,
-            split,
-            in_chans,
-            class_map,
-            download,
-        )
-    )
+    if name == 'digits':
+        dataset: Any = Digits(split, in_chans)
+    else:
+        dataset = NamedImages(_open_with_timm(name, root, split, in_chans, class_map, download), strict)
     if num_samples is None or num_samples == len(dataset):
         return dataset
     if num_samples > len(dataset):
@@ -98,7 +113,8 @@ def class_names(dataset: Any) -> list[str] | None:
     classes = getattr(dataset, 'classes', None)
     if classes is not None:
         return list(classes)
-    class_to_idx = getattr(getattr(dataset, 'reader', None), 'class_to_idx', None)
+    reader = getattr(dataset, 'reader', None)
+    class_to_idx = getattr(reader, 'class_to_idx', None) or getattr(reader, 'class_name_to_idx', None)
     return sorted(class_to_idx, key=class_to_idx.__getitem__) if class_to_idx else None
 
 
@@ -110,6 +126,11 @@ def locate(name: str, root: str | None, split: str) -> str | None:
     """
     if name == 'digits':
         return None
+    if name and '/' not in name:
+        raise UserError(
+            f"unknown data set {name!r}: expected 'digits', or a kind and a name such as hfds/NAME or torch/NAME, or "
+            'nothing for a folder'
+        )
     if not root:
         raise UserError('no data: give a folder as DATA_DIR, or --dataset digits for the built-in digits')
     return root if name else _folder_of_split(Path(root), split)
@@ -139,18 +160,18 @@ def _open_with_timm(name: str, root: str | None, split: str, in_chans: int, clas
 
 
 def _folder_of_split(root: Path, split: str) -> str:
-    """The subfolder of the split, under its own or a usual name; or `root` itself where it holds the classes."""
+    """The subfolder or tar of the split, under its own or a usual name; or `root` itself where it holds the classes."""
     if not root.exists():
         raise UserError(f'data not found: {root} does not exist')
     if root.is_file():
-        return str(root)
-    if (root / split).is_dir():
-        return str(root / split)
+        return str(root)  # a tar of one split
     all_names = [name for names in _SPLIT_FOLDERS.values() for name in names]
     usual_names = next((names for names in _SPLIT_FOLDERS.values() if split in names), ())
-    for folder in usual_names:
+    for folder in (split, *usual_names):
         if (root / folder).is_dir():
             return str(root / folder)
+        if (root / f'{folder}.tar').is_file():
+            return str(root / f'{folder}.tar')
     present = sorted(child.name for child in root.iterdir() if child.is_dir())
     if not present:
         extensions = ' '.join(get_img_extensions())

@@ -36,13 +36,7 @@ class TrainLoader:
         seed: int,
         processes: Processes,
     ) -> None:
-        group = batch.batch_size * batch.grad_accum_steps * processes.world_size
-        if len(dataset) < group:
-            raise UserError(
-                f'one optimiser step takes {group} images (batch-size {batch.batch_size} x grad-accum-steps '
-                f'{batch.grad_accum_steps} x {processes.world_size} processes), but the training set has '
-                f'{len(dataset)}: give a smaller --batch-size'
-            )
+        group = samples_per_step(batch, processes.world_size, len(dataset))
         self.updates_per_epoch = len(dataset) // group
         self.mixes = augmentation.mixes
         self.mixup_off_epoch = augmentation.mixup_off_epoch
@@ -75,6 +69,22 @@ class TrainLoader:
         if self.mixes and self.mixup_off_epoch and epoch >= self.mixup_off_epoch:
             (self.mixup or self.loader).mixup_enabled = False
         return iter(self.loader)
+
+
+def samples_per_step(batch: BatchConfig, world_size: int, available: int) -> int:
+    """Images of one optimiser step over all processes.
+
+    Raises:
+        UserError: The training set has fewer.
+    """
+    samples = batch.batch_size * batch.grad_accum_steps * world_size
+    if available < samples:
+        raise UserError(
+            f'one optimiser step takes {samples} images (batch-size {batch.batch_size} x grad-accum-steps '
+            f'{batch.grad_accum_steps} x {world_size} processes), but the training set has {available}: give a smaller '
+            '--batch-size'
+        )
+    return samples
 
 
 def _create_training_loader(

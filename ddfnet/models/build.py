@@ -1,5 +1,6 @@
 """Models and their input by configuration; mistakes become UserErrors before anything starts."""
 
+import copy
 import difflib
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from timm.data import resolve_data_config
 
 from ddfnet.config import ModelSource
-from ddfnet.errors import UserError
+from ddfnet.errors import UserError, first_line
 
 
 def model_in_chans(config: ModelSource, name: str) -> int:
@@ -23,6 +24,10 @@ def model_in_chans(config: ModelSource, name: str) -> int:
 def check_model_name(name: str) -> None:
     """Raises UserError, with the nearest names, where no model of this name is registered."""
     if timm.is_model(name):
+        try:
+            timm.get_pretrained_cfg(name)
+        except RuntimeError as error:
+            raise UserError(f'model {name!r}: {error}') from error
         return
     nearest = difflib.get_close_matches(name, timm.list_models(), n=3)
     hint = f': did you mean {", ".join(nearest)}?' if nearest else ': timm.list_models() lists them'
@@ -58,6 +63,24 @@ def build_model(
         )
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f'cannot build model {name!r}: {error}') from error
+
+
+def check_forward(model: torch.nn.Module, input_size: tuple[int, int, int], batch_size: int, train: bool) -> None:
+    """Runs a copy of the model once, so that an input that it does not take is found before anything starts.
+
+    Raises:
+        UserError: The model does not take images of this size, or in training too few of them for its BatchNorm.
+    """
+    copied = copy.deepcopy(model).train(train)
+    try:
+        with torch.no_grad():
+            copied(torch.zeros(min(batch_size, 2), *input_size))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        shape = ' x '.join(map(str, input_size))
+        raise UserError(
+            f'model {type(model).__name__} does not take a batch of {batch_size} images of {shape}: '
+            f'{first_line(error)}; give another --img-size or --batch-size, or --model-kwargs that fit'
+        ) from error
 
 
 def resolve_input(config: ModelSource, model: torch.nn.Module, in_chans: int, **settings: Any) -> dict[str, Any]:

@@ -41,6 +41,11 @@ def train(config: TrainConfig) -> None:
         components = build_components(config, processes)
         directory, progress, best = _start(components, processes)
         if progress.epoch >= components.num_epochs:
+            if not directory.last.is_file():
+                raise UserError(
+                    f'nothing to train: the run would start at epoch {progress.epoch}, but has {components.num_epochs} '
+                    'epochs: give more --epochs'
+                )
             if processes.is_primary:
                 _logger.info(f'finished: {directory.path} has all its {components.num_epochs} epochs')
             return
@@ -101,7 +106,8 @@ def _fit(components: Components, progress: Progress, best: Best, directory: RunD
                 'the gradients with --clip-grad'
             )
         if processes.distributed and config.batch_norm.dist_bn:
-            distribute_bn(components.model, processes.world_size, config.batch_norm.dist_bn == 'reduce')
+            for model in filter(None, (components.model, components.ema_model)):
+                distribute_bn(model, processes.world_size, config.batch_norm.dist_bn == 'reduce')
         metrics = _validate(components, progress, processes)
         metric = metrics.get(f'{"ema" if config.ema.model_ema else "validation"}/{config.run.eval_metric}')
         progress.epoch += 1

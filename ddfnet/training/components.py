@@ -3,6 +3,7 @@
 import dataclasses
 import types
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from ddfnet.config import TrainConfig
 from ddfnet.data import TrainLoader, class_names, create_validation_loader, open_dataset
 from ddfnet.distributed import Processes
 from ddfnet.errors import UserError
-from ddfnet.models.build import build_model, model_in_chans, resolve_input
+from ddfnet.models.build import build_model, check_forward, model_in_chans, resolve_input
 from ddfnet.precision import Precision
 from ddfnet.seeding import reseed
 
@@ -55,7 +56,7 @@ def build_components(config: TrainConfig, processes: Processes) -> Components:
         UserError: Data, model, weights or settings do not fit together.
     """
     in_chans = model_in_chans(config.model, config.model.model)
-    train_set, validation_set = _open_datasets(config, in_chans)
+    train_set, validation_set = open_datasets(config, in_chans)
     num_classes = _num_classes(config, train_set, validation_set)
     reseed(config.run.seed, 'weights')
     model: Any = build_model(
@@ -73,6 +74,7 @@ def build_components(config: TrainConfig, processes: Processes) -> Components:
     if config.model.grad_checkpointing:
         _enable_grad_checkpointing(model)
     input_settings = resolve_input(config.model, model, in_chans)
+    check_forward(model, input_settings['input_size'], config.batch.batch_size, train=True)
     config = _resolve(config, model.num_classes, input_settings, processes)
     train_loader = TrainLoader(
         train_set, config.data, config.batch, config.augmentation, config.loss, input_settings,
@@ -99,14 +101,24 @@ def wrap_for_processes(components: Components, processes: Processes) -> None:
         components.task.prepare_distributed(device_ids=device_ids)
 
 
-def _open_datasets(config: TrainConfig, in_chans: int) -> tuple[Any, Any]:
+def open_datasets(config: TrainConfig, in_chans: int) -> tuple[Any, Any]:
+    """The training and the validation set.
+
+    Raises:
+        UserError: One is not there, or their classes differ.
+    """
     data = config.data
+    if not data.dataset and data.data_dir and Path(data.data_dir).is_file():
+        raise UserError(
+            f'{data.data_dir} would be both training and validation set: put train.tar and val.tar into a folder, and '
+            'give that'
+        )
     common: dict[str, Any] = {'in_chans': in_chans, 'class_map': data.class_map, 'download': data.dataset_download}
     train_set = open_dataset(
         data.dataset, data.data_dir, data.train_split, num_samples=data.train_num_samples, **common
     )
     validation_set = open_dataset(
-        data.dataset, data.data_dir, data.val_split, num_samples=data.val_num_samples, **common
+        data.dataset, data.data_dir, data.val_split, num_samples=data.val_num_samples, strict=True, **common
     )
     train_classes, validation_classes = class_names(train_set), class_names(validation_set)
     if train_classes != validation_classes and not data.class_map:

@@ -1,36 +1,38 @@
-"""`python -m ddfnet.training.preflight FLAGS`: finds a user's mistakes in one process, before several are started.
+"""`python -m ddfnet.training.preflight N FLAGS`: finds a user's mistakes in one process, before N are started.
 
-It checks what can be checked without reading the data set or building the model: flags, device, model's name, folders
-and checkpoints. It says nothing and returns 0 where they are right, else 2.
+It resolves the flags of train.py, opens the data sets, reads checkpoints and plans the run's folder. It writes nothing,
+says nothing and returns 0 where they are right, else 2.
 """
 
 import sys
-from pathlib import Path
 
+from ddfnet.checkpoints import read_checkpoint
 from ddfnet.config import TrainConfig, load_train_config
-from ddfnet.data.datasets import locate
+from ddfnet.data.loaders import samples_per_step
 from ddfnet.distributed import resolve_device
-from ddfnet.errors import UserError, command
-from ddfnet.models.build import check_model_name
+from ddfnet.errors import command
+from ddfnet.models.build import check_model_name, model_in_chans
+from ddfnet.training.components import open_datasets
 from ddfnet.training.run_directory import plan_run
 
 
 @command
 def main(argv: list[str]) -> None:
-    """Checks the flags of train.py."""
-    check_before_start(load_train_config(argv))
+    """Checks the number of processes and the flags of train.py."""
+    check_before_start(load_train_config(argv[1:]), world_size=int(argv[0]))
 
 
-def check_before_start(config: TrainConfig) -> None:
+def check_before_start(config: TrainConfig, world_size: int) -> None:
     """Raises UserError for a mistake that every process would report."""
     resolve_device(config.distribution.device)
     check_model_name(config.model.model)
-    for split in (config.data.train_split, config.data.val_split):
-        locate(config.data.dataset, config.data.data_dir, split)
-    initial = config.model.initial_checkpoint
-    if initial and not Path(initial).is_file():
-        raise UserError(f'checkpoint not found: {initial} is not a file')
-    plan_run(config.run, config.model.model, config.model.img_size or 0)
+    train_set, _ = open_datasets(config, model_in_chans(config.model, config.model.model))
+    samples_per_step(config.batch, world_size, len(train_set))
+    if config.model.initial_checkpoint:
+        read_checkpoint(config.model.initial_checkpoint)
+    _, checkpoint = plan_run(config.run, config.model.model, config.model.img_size or 0)
+    if checkpoint is not None:
+        read_checkpoint(checkpoint)
 
 
 if __name__ == '__main__':

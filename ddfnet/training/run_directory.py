@@ -65,19 +65,22 @@ def plan_run(config: RunConfig, model_name: str, image_size: int) -> tuple[RunDi
         directory = RunDirectory(Path(config.output) / config.experiment)
         return directory, directory.last if directory.last.is_file() else None
     if config.resume:
-        checkpoint = Path(config.resume)
-        if not checkpoint.is_file():
+        checkpoint: Path | None = Path(config.resume)
+        if not Path(config.resume).is_file():
             raise UserError(f'checkpoint to resume not found: {checkpoint} is not a file')
-        if not config.experiment and RunDirectory(checkpoint.parent).settings.is_file():
-            return RunDirectory(checkpoint.parent), checkpoint
-        return RunDirectory(_folder(config, model_name, image_size)), checkpoint
+        own_folder = RunDirectory(Path(config.resume).parent)
+        if not config.experiment and own_folder.settings.is_file():
+            return own_folder, checkpoint
+    else:
+        checkpoint = None
     directory = RunDirectory(_folder(config, model_name, image_size))
-    if directory.path.exists() and (not directory.path.is_dir() or any(directory.path.iterdir())):
+    own = checkpoint is not None and checkpoint.resolve().parent == directory.path.resolve()
+    if not own and directory.path.exists() and (not directory.path.is_dir() or any(directory.path.iterdir())):
         raise UserError(
             f'the run folder {directory.path} exists: go on with --resume auto, or give another --experiment'
         )
     _check_writable(directory.path)
-    return directory, None
+    return directory, checkpoint
 
 
 def _folder(config: RunConfig, model_name: str, image_size: int) -> Path:

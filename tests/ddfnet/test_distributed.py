@@ -1,5 +1,6 @@
 """Real processes over gloo: gradients, training and validation in two against one."""
 
+import csv
 import json
 import os
 import subprocess
@@ -47,7 +48,7 @@ def test_averaged_gradients_are_those_of_the_joined_batch(tmp_path):
 
 def test_two_processes_train_into_one_folder_and_validate_exactly(tmp_path):
     script = ROOT / 'scripts' / 'distributed_train.sh'
-    flags = [*TINY_RUN, '--epochs', '2', '--val-num-samples', '51', '-b', '8', '--output', tmp_path]
+    flags = [*TINY_RUN, '--epochs', '2', '--val-num-samples', '51', '-b', '8', '--model-ema', '--output', tmp_path]
     result = run(script, 2, *flags, '--experiment', 'two')
     assert result.returncode == 0, result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ['two']
@@ -62,6 +63,10 @@ def test_two_processes_train_into_one_folder_and_validate_exactly(tmp_path):
     assert alone['count'] == sharded['count'] == 51
     assert (alone['top1'], alone['top5']) == (sharded['top1'], sharded['top5'])
     assert alone['loss'] == pytest.approx(sharded['loss'], abs=1e-5)
+    with open(tmp_path / 'two' / 'summary.csv', newline='') as file:
+        row = list(csv.DictReader(file))[-1]
+    average = json.loads(last_line(run(sys.executable, 'validate.py', *validate, '--use-ema')))
+    assert float(row['ema/loss']) == pytest.approx(average['loss'], abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -71,6 +76,7 @@ def test_two_processes_train_into_one_folder_and_validate_exactly(tmp_path):
         (['two'], 'usage:'),
         (['2', '/nowhere', '--model', 'ddf_mul_resnet50'], '/nowhere does not exist'),
         (['2', '--dataset', 'digits', '--epochss', '3'], 'did you mean --epochs?'),
+        (['2', '--dataset', 'digits', '-b', '500'], 'one optimiser step takes 1000 images'),
         (['2', *TINY_MODEL, '--dataset', 'digits', '--resume', 'auto'], 'needs --experiment NAME'),
     ],
 )

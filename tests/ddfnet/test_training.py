@@ -2,6 +2,7 @@
 
 import csv
 import json
+import tarfile
 
 import pytest
 import timm
@@ -156,6 +157,13 @@ def test_image_folders_train(run_command, tmp_path, image_tree, capsys):
         (['--num-classes', '4'], 'the data has 10 classes, more than num-classes 4'),
         (['--mean', '0.5', '0.5'], 'mean takes one value, or one per channel (1), got [0.5, 0.5]'),
         (['--aa', 'rand-m5-w0'], "cannot build the augmentation (aa 'rand-m5-w0')"),
+        (['--model', 'resnet18.nonsense'], "model 'resnet18.nonsense': Invalid pretrained tag"),
+        (
+            ['--model', 'vit_tiny_patch16_224', '--model-kwargs', 'depth=1'],
+            'does not take a batch of 16 images of 1 x 32',
+        ),
+        (['-b', '1'], 'does not take a batch of 1 images'),
+        (['--dataset', 'digitz'], "unknown data set 'digitz': expected 'digits'"),
         (['--opt', 'nonsense'], "cannot build optimiser 'nonsense'"),
         (['--model-kwargs', 'nonsense=1'], "cannot build model 'ddf_mul_resnet26'"),
     ],
@@ -168,7 +176,7 @@ def test_mistakes_end_with_one_line_and_status_2(run_command, tmp_path, capsys, 
     assert not (tmp_path / 'out').exists()
 
 
-@pytest.mark.parametrize('content', [b'', b'no checkpoint at all', b'PK\x03\x04 broken zip'])
+@pytest.mark.parametrize('content', [b'', b'no checkpoint at all', b'a note\n', b'PK\x03\x04 broken zip'])
 def test_unreadable_checkpoint(run_command, tmp_path, capsys, content):
     path = tmp_path / 'broken.pth.tar'
     path.write_bytes(content)
@@ -225,3 +233,68 @@ def test_resume_from_a_checkpoint_elsewhere_with_a_new_optimiser(run_command, tm
     assert train(run_command, tmp_path, *flags, '--resume', checkpoint, '--epochs', '2') == 0  # goes on in its folder
     rows = (tmp_path / 'a' / 'summary.csv').read_text().splitlines()
     assert [row.split(',')[0] for row in rows] == ['epoch', '0', '1']
+
+
+def test_resuming_never_overwrites_another_run(run_command, tmp_path, capsys):
+    flags = ['--train-num-samples', '16', '--warmup-epochs', '0', '--epochs', '1']
+    for name in 'ab':
+        assert train(run_command, tmp_path, *flags, '--experiment', name) == 0
+    resume = ['--resume', tmp_path / 'a' / 'last.pth.tar']
+    assert train(run_command, tmp_path, *flags, *resume, '--epochs', '2', '--experiment', 'b') == 2
+    assert f'the run folder {tmp_path / "b"} exists' in capsys.readouterr().err
+    assert train(run_command, tmp_path, *flags, *resume, '--experiment', 'c') == 2
+    assert 'nothing to train: the run would start at epoch 1, but has 1 epochs' in capsys.readouterr().err
+
+
+def test_unreadable_images_stop_validation_and_are_named(run_command, tmp_path, image_tree, capsys):
+    root = image_tree(classes=2, per_class=8)
+    damaged = next((root / 'val' / 'digit1').iterdir())
+    damaged.write_bytes(damaged.read_bytes()[:20])
+    flags = [*TINY_MODEL, '--num-classes', '2', '-b', '4', root]
+    for workers in ('0', '1'):
+        assert run_command(validation.main, *flags, '-j', workers) == 2
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error == f'error: cannot read image {damaged}: it is damaged or no image; mend or remove it'
+
+
+def test_one_tar_is_no_training_data(run_command, tmp_path, image_tree, capsys):
+    root = image_tree(classes=2, per_class=8)
+    (tmp_path / 'tars').mkdir()
+    for split in ('train', 'val'):
+        with tarfile.open(tmp_path / 'tars' / f'{split}.tar', 'w') as tar:
+            tar.add(root / split, arcname='.')
+    flags = [*TINY_MODEL, '-b', '4', '-j', '0', '--epochs', '1', '--warmup-epochs', '0', '--cooldown-epochs', '0']
+    output = ['--output', tmp_path / 'out', '--experiment', 'a']
+    assert run_command(command.main, tmp_path / 'tars' / 'train.tar', *flags, *output) == 2
+    assert 'would be both training and validation set' in capsys.readouterr().err
+    assert run_command(command.main, tmp_path / 'tars', *flags, *output) == 0
+    assert weights(tmp_path / 'out' / 'a' / 'last.pth.tar')['fc.weight'].shape[0] == 2
+
+
+def test_class_map_comes_from_the_checkpoint(run_command, tmp_path, image_tree, capsys):
+    root = image_tree(classes=2, per_class=8)
+    class_map = tmp_path / 'classes.txt'
+    class_map.write_text('digit1\ndigit0\n')
+    flags = [*TINY_MODEL, '-b', '4', '-j', '0', '--epochs', '2', '--warmup-epochs', '0', '--cooldown-epochs', '0']
+    run_command(command.main, root, *flags, '--class-map', class_map, '--output', tmp_path / 'out', '--experiment', 'a')
+    with open(tmp_path / 'out' / 'a' / 'summary.csv', newline='') as file:
+        expected = float(list(csv.DictReader(file))[-1]['validation/loss'])
+    capsys.readouterr()
+    assert run_command(validation.main, root, '--checkpoint', tmp_path / 'out' / 'a' / 'last.pth.tar', '-j', '0') == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])['loss'] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    'content', [{'state_dict': [1]}, {'state_dict': {1: torch.ones(1)}}, {'model': torch.ones(1)}, {}]
+)
+def test_file_that_is_no_checkpoint(run_command, tmp_path, capsys, content):
+    path = tmp_path / 'odd.pth'
+    torch.save(content, path)
+    assert run_command(validation.main, '--dataset', 'digits', '--checkpoint', path) == 2
+    assert 'is not a checkpoint' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('name', ['', 'no_such_folder/a.csv', 'a.txt'])
+def test_results_file_is_checked_first(run_command, tmp_path, capsys, name):
+    assert run_command(validation.main, '--dataset', 'digits', '--results-file', tmp_path / name) == 2
+    assert str(tmp_path / name) in capsys.readouterr().err
