@@ -3,13 +3,14 @@
 #   ensure_environment EXTRA    installs the project, editable, with the extra (demo or test), and builds the kernels
 #
 # DDFNET_VENV names the environment (default .venv in the checkout); one that exists is used as it is, and what is
-# missing is installed into it. A relative name counts from the folder in `called_from`, where the user called from. Nothing is done again until pyproject.toml or setup.py change.
+# missing is installed into it. A relative name counts from the folder in `called_from`, where the user called from.
+# Nothing is done again until pyproject.toml or setup.py change.
 
-if [ -n "${DDFNET_VENV:-}" ] && [ "${DDFNET_VENV#/}" = "$DDFNET_VENV" ]; then
-    environment=$called_from/$DDFNET_VENV
-elif [ -z "${DDFNET_VENV:-}" ]; then
-    environment=$PWD/.venv
-fi
+case ${DDFNET_VENV:-} in
+    '') environment=$PWD/.venv ;;
+    /*) environment=$DDFNET_VENV ;;
+    *) environment=$called_from/$DDFNET_VENV ;;
+esac
 
 require_python() {
     if ! "$1" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2> /dev/null; then
