@@ -1,7 +1,6 @@
 """The command `validate.py`: a model's exact accuracy on a data set, as one line of JSON."""
 
 import csv
-import dataclasses
 import json
 import logging
 import sys
@@ -13,7 +12,7 @@ import torch
 from timm.layers import apply_test_time_pool
 
 from ddfnet.checkpoints import checkpoint_settings, load_weights, read_checkpoint
-from ddfnet.config import ValidateConfig, load_validate_config
+from ddfnet.config import ValidateConfig, load_validate_config, replace_values
 from ddfnet.data import class_names, create_validation_loader, open_dataset
 from ddfnet.distributed import Processes, start_processes, stop_processes
 from ddfnet.errors import UserError, command
@@ -23,7 +22,9 @@ from ddfnet.precision import Precision
 from ddfnet.seeding import reseed
 
 _DEFAULT_MODEL = 'ddf_mul_resnet50'
-_FROM_CHECKPOINT = ('model', 'num_classes', 'in_chans', 'img_size', 'gp', 'mean', 'std', 'interpolation', 'crop_pct')
+_FROM_CHECKPOINT = (
+    'model', 'model_kwargs', 'num_classes', 'in_chans', 'img_size', 'gp', 'mean', 'std', 'interpolation', 'crop_pct',
+)  # fmt: skip
 
 _logger = logging.getLogger('ddfnet')
 
@@ -86,30 +87,14 @@ def validate(config: ValidateConfig, processes: Processes) -> dict[str, Any]:
 
 def _with_settings_of(checkpoint: dict[str, Any], config: ValidateConfig) -> ValidateConfig:
     """Fills in what was not given from the settings the checkpoint was made with, its data included."""
-    settings = checkpoint_settings(checkpoint)
-    unset = {
-        name: _as_field(settings[name])
-        for name in _FROM_CHECKPOINT
-        if getattr(config.model, name) in (None, '') and settings.get(name) is not None
-    }
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, **unset))
-    if not config.model.model_kwargs and settings.get('model_kwargs'):
-        kwargs = dict(settings['model_kwargs'])
-        config = dataclasses.replace(config, model=dataclasses.replace(config.model, model_kwargs=kwargs))
+    settings = {name: value for name, value in checkpoint_settings(checkpoint).items() if value not in (None, '', {})}
+    names = [*_FROM_CHECKPOINT, 'class_map']
     if not config.data.data_dir and not config.data.dataset:
-        data = dataclasses.replace(
-            config.data, data_dir=settings.get('data_dir'), dataset=settings.get('dataset') or ''
-        )
-        config = dataclasses.replace(config, data=data)
-    if not config.data.class_map and settings.get('class_map'):
-        config = dataclasses.replace(
-            config, data=dataclasses.replace(config.data, class_map=str(settings['class_map']))
-        )
-    return config
-
-
-def _as_field(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+        names += ['data_dir', 'dataset']
+    given = {**vars(config.model), **vars(config.data)}
+    unset = {name: settings[name] for name in names if given[name] in (None, '', {}) and name in settings}
+    lists_as_fields = {name: tuple(value) if isinstance(value, list) else value for name, value in unset.items()}
+    return replace_values(config, lists_as_fields)
 
 
 def _with_test_pool(config: ValidateConfig, model: torch.nn.Module, settings: dict[str, Any]) -> torch.nn.Module:

@@ -15,7 +15,7 @@ from ddfnet.config.runtime import (
     PrecisionConfig,
     RunConfig,
 )
-from ddfnet.config.schema import InferenceConfig, TrainConfig, ValidateConfig, to_flat_dict
+from ddfnet.config.schema import InferenceConfig, TrainConfig, ValidateConfig, replace_values, to_flat_dict
 
 __all__ = [
     'AugmentationConfig',
@@ -43,5 +43,6 @@ __all__ = [
     'load_inference_config',
     'load_train_config',
     'load_validate_config',
+    'replace_values',
     'to_flat_dict',
 ]

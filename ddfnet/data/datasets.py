@@ -118,14 +118,8 @@ def class_names(dataset: Any) -> list[str] | None:
     return sorted(class_to_idx, key=class_to_idx.__getitem__) if class_to_idx else None
 
 
-def locate(name: str, root: str | None, split: str) -> str | None:
-    """Where a split of a data set lies: the subfolder of a folder, else `root` as it is; None for the digits.
-
-    Raises:
-        UserError: It is not there.
-    """
-    if name == 'digits':
-        return None
+def _locate(name: str, root: str | None, split: str) -> str:
+    """Where a split of a data set lies: the subfolder of a folder, else `root` as it is."""
     if name and '/' not in name:
         raise UserError(
             f"unknown data set {name!r}: expected 'digits', or a kind and a name such as hfds/NAME or torch/NAME, or "
@@ -137,10 +131,10 @@ def locate(name: str, root: str | None, split: str) -> str | None:
 
 
 def _open_with_timm(name: str, root: str | None, split: str, in_chans: int, class_map: str, download: bool) -> Any:
-    root = locate(name, root, split)
+    root = _locate(name, root, split)
     if in_chans not in (1, 3):
         raise UserError(f'images are read with 1 or 3 channels, got in-chans {in_chans}')
-    if class_map and not Path(class_map).is_file() and not (Path(root or '') / class_map).is_file():
+    if class_map and not Path(class_map).is_file() and not (Path(root) / class_map).is_file():
         raise UserError(f'class map not found: {class_map}')
     try:
         dataset = create_dataset(
