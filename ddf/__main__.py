@@ -5,6 +5,7 @@
 """
 
 import sys
+import time
 
 from . import build, check, extension
 
@@ -23,8 +24,10 @@ def main(arguments: list[str]) -> int:
 
 
 def _build() -> int:
+    start = time.monotonic()
     try:
         print(extension.build_in_place())
+        print(f'built and loaded in {time.monotonic() - start:.1f} s')
     except build.BuildError as error:
         print(f'ddf: not built: {error}', file=sys.stderr)
         return 1

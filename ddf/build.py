@@ -1,19 +1,27 @@
-"""Compiles `csrc/` into one shared library with one compiler command, and reads the stamp that such a library carries.
+"""Compiles `csrc/` into one shared library, and reads the stamp that such a library carries.
 
 The module stands alone, so that `setup.py` can load it by path without importing the package. The library holds no
 Python symbols and uses torch's stable ABI only: one binary serves every Python and every torch from 2.11 on.
+
+What is compiled is said by the folder (`objects`): `csrc/*.cpp` once; `csrc/cpu/*.cpp`, which see nothing of torch,
+once per instruction set of CPU_CAPABILITIES. A file added there needs no change here.
+
+Environment: CXX is the compiler, DDF_CXXFLAGS holds further flags of every compilation and of linking.
 """
 
 import hashlib
 import os
+import platform
 import re
 import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 CSRC = Path(__file__).resolve().parent / 'csrc'
 PREBUILT = CSRC.parent / 'libddf.so'
@@ -21,20 +29,38 @@ FLAGS = (
     '-O3',
     '-std=c++20',
     '-fPIC',
-    '-shared',
     '-fvisibility=hidden',
     '-fopenmp-simd',
     '-DTORCH_TARGET_VERSION=0x020b000000000000',  # the stable ABI of torch 2.11
 )
+LINK_FLAGS = ('-shared', *(('-undefined', 'dynamic_lookup') if sys.platform == 'darwin' else ()))
+# the first is compiled for every processor, the others where the compiler makes x86-64 code
+CPU_CAPABILITIES: Mapping[str, tuple[str, ...]] = {
+    'default': (),
+    'avx2': ('-mavx2', '-mfma', '-mf16c'),
+    'avx512': (
+        *('-mavx512f', '-mavx512bw', '-mavx512dq', '-mavx512vl'),
+        *('-mavx2', '-mfma', '-mf16c', '-mprefer-vector-width=512'),
+    ),
+}
 DEVICES = ('cpu',)
 
 _SOURCE_SUFFIXES = {'.cpp', '.h', '.cu', '.cuh'}
 _STAMP = re.compile(rb'ddf-build-stamp:([^\0]*?):end\0')
 _TIMEOUT_S = 900
+_SHOWN_LINES = 20  # of a compiler's messages
 
 
 class BuildError(RuntimeError):
     """The library could not be compiled; the message says why and how to mend it."""
+
+
+class Object(NamedTuple):
+    """One compilation: a source below `csrc/` with its own flags, those of all objects aside."""
+
+    source: str
+    name: str
+    flags: tuple[str, ...]
 
 
 def sources() -> list[Path]:
@@ -52,8 +78,31 @@ def source_hash() -> str:
     return digest.hexdigest() if paths else ''
 
 
+def extra_flags() -> list[str]:
+    """The user's own, from DDF_CXXFLAGS. Raises BuildError where its quotes are not closed."""
+    return _words('DDF_CXXFLAGS')
+
+
+def settings() -> str:
+    """Everything but sources, compiler and torch that the library depends on, as text to be hashed."""
+    return repr((FLAGS, LINK_FLAGS, sorted(CPU_CAPABILITIES.items()), DEVICES, extra_flags()))
+
+
+def objects(capabilities: Sequence[str]) -> list[Object]:
+    """What to compile for the instruction sets named, in the order of linking."""
+    has_x86 = ('-DDDF_HAS_X86_KERNELS',) if 'avx2' in capabilities else ()
+    found = [Object(path.name, path.stem, has_x86) for path in sorted(CSRC.glob('*.cpp'))]
+    # of an inline function that several objects hold the linker keeps the first, which must run on every processor
+    for capability in capabilities:
+        flags = (f'-DDDF_CPU_CAPABILITY={capability}', *CPU_CAPABILITIES[capability])
+        kernels = sorted(CSRC.glob('cpu/*.cpp'))
+        found += [Object(f'cpu/{path.name}', f'cpu-{path.stem}-{capability}', flags) for path in kernels]
+    return found
+
+
 def read_stamp(library: Path) -> dict[str, str]:
-    """The build stamp in the bytes of a library, which is not loaded: source (hash), torch, compiler, devices.
+    """The build stamp in the bytes of a library, which is not loaded: source (hash), torch, compiler, devices,
+    capabilities, and flags where DDF_CXXFLAGS held some.
 
     Empty where the file carries no stamp. Raises OSError where it cannot be read.
     """
@@ -75,14 +124,47 @@ def compile_library(target: Path) -> None:
     if sys.platform == 'win32':
         raise BuildError('building on Windows is not supported; plain torch serves there')
     compiler = find_compiler()
+    torch_folder, torch_version = _find_torch()
+    capabilities = list(CPU_CAPABILITIES)[: None if _makes_x86_64(compiler) else 1]
+    stamp = {
+        'source': source_hash(),
+        'torch': torch_version,
+        'compiler': _first_line([*compiler, '--version']) or 'unknown',
+        'devices': ','.join(DEVICES),
+        'capabilities': ','.join(capabilities),
+    }
+    if extra_flags():
+        stamp['flags'] = stamp_value(shlex.join(extra_flags()))
+    with_torch = (f'-DDDF_BUILD_STAMP="{_format_stamp(stamp)}"', '-isystem', str(torch_folder / 'include'))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix='.ddf-build-', dir=target.parent) as folder:
             built = Path(folder, target.name)
-            _run(_command(compiler, built))
+            compiled = compile_objects(compiler, objects(capabilities), with_torch, Path(folder))
+            libraries = (f'-L{torch_folder / "lib"}', '-ltorch_cpu', '-lc10')
+            _run([*compiler, *LINK_FLAGS, *extra_flags(), *compiled, '-o', str(built), *libraries], 'linking')
             os.replace(built, target)
     except OSError as error:
         raise BuildError(f'cannot write {target}: {error}') from error
+
+
+def compile_objects(compiler: list[str], chosen: list[Object], with_torch: Sequence[str], folder: Path) -> list[str]:
+    """Compiles objects into a folder, as many at once as there are processors, and returns their paths.
+
+    `with_torch`: the flags of what lies outside of `csrc/cpu`. Raises BuildError.
+    """
+    paths = [str(folder / f'{name}.o') for _, name, _ in chosen]
+    commands = [
+        [
+            *(*compiler, *FLAGS, *flags),
+            *(() if source.startswith('cpu/') else with_torch),
+            *(*extra_flags(), '-c', source, '-o', path),
+        ]
+        for (source, _, flags), path in zip(chosen, paths)
+    ]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(_run, commands, (f'compiling {name}' for _, name, _ in chosen)))
+    return paths
 
 
 def find_compiler() -> list[str]:
@@ -90,7 +172,7 @@ def find_compiler() -> list[str]:
 
     Raises BuildError where there is none.
     """
-    chosen = shlex.split(os.environ.get('CXX', ''))
+    chosen = _words('CXX')
     if chosen and shutil.which(chosen[0]) is None:
         raise BuildError(f'the compiler named by CXX={os.environ["CXX"]} was not found; unset CXX or correct it')
     found = chosen or [path for path in map(shutil.which, ('c++', 'g++', 'clang++')) if path][:1]
@@ -99,53 +181,56 @@ def find_compiler() -> list[str]:
     return found
 
 
-def _command(compiler: list[str], output: Path) -> list[str]:
+def _words(variable: str) -> list[str]:
+    text = os.environ.get(variable, '')
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise BuildError(f'{variable}={text} cannot be split into words: {error}') from error
+
+
+def stamp_value(text: str) -> str:
+    """`text` as a stamp holds it: without what would end a field or the C string that it is passed in."""
+    return re.sub(r'[^A-Za-z0-9_.,=+/() -]', '_', text)
+
+
+def _format_stamp(fields: Mapping[str, str]) -> str:
+    return f'ddf-build-stamp:{";".join(f"{key}={stamp_value(value)}" for key, value in fields.items())}:end'
+
+
+def _find_torch() -> tuple[Path, str]:
     try:
         import torch
     except ImportError as error:
         raise BuildError(f'torch cannot be imported in this environment ({error})') from error
-    root = Path(torch.__file__).parent
-    stamp = _format_stamp(
-        {
-            'source': source_hash(),
-            'torch': torch.__version__,
-            'compiler': _first_line([*compiler, '--version']),
-            'devices': ','.join(DEVICES),
-        }
-    )
-    return [
-        *compiler,
-        *FLAGS,
-        f'-DDDF_BUILD_STAMP="{stamp}"',
-        *('-isystem', str(root / 'include')),
-        *(path.relative_to(CSRC).as_posix() for path in sources() if path.suffix == '.cpp'),
-        *('-o', str(output)),
-        f'-L{root / "lib"}',
-        *('-ltorch_cpu', '-lc10'),
-    ]
+    return Path(torch.__file__).parent, torch.__version__
 
 
-def _format_stamp(fields: Mapping[str, str]) -> str:
-    """The stamp as it stands in the binary; values lose what would end a field or the C string they are passed in."""
-    body = ';'.join(f'{key}={re.sub(r"[^A-Za-z0-9_.,+() -]", "_", value)}' for key, value in fields.items())
-    return f'ddf-build-stamp:{body}:end'
+def _makes_x86_64(compiler: list[str]) -> bool:
+    """Asks the compiler, since it need not make code for the machine it runs on; the machine where it does not say."""
+    target = _first_line([*compiler, '-dumpmachine']) or platform.machine()
+    return target.partition('-')[0].lower() in ('x86_64', 'amd64')
 
 
 def _first_line(command: list[str]) -> str:
+    """Of what a command prints; '' where it cannot be run."""
     try:
-        output = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
+        output = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60).stdout
     except (OSError, subprocess.SubprocessError):
-        return 'unknown'
-    return (output.splitlines() or ['unknown'])[0]
+        return ''
+    return (output.splitlines() or [''])[0]
 
 
-def _run(command: list[str]) -> None:
+def _run(command: list[str], purpose: str) -> None:
     try:
         result = subprocess.run(
             command, cwd=CSRC, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_TIMEOUT_S
         )
     except (OSError, subprocess.SubprocessError) as error:
-        raise BuildError(f'the compiler could not be run: {error}') from error
+        raise BuildError(f'{purpose}: the compiler could not be run: {error}') from error
     if result.returncode != 0:
-        tail = '\n'.join(result.stderr.splitlines()[-20:])
-        raise BuildError(f'{command[0]} failed with status {result.returncode}:\n{tail}')
+        lines = result.stderr.splitlines()
+        named = next((number for number, line in enumerate(lines) if 'error' in line.lower()), 0)
+        first = min(named, max(0, len(lines) - _SHOWN_LINES))  # a linker's reasons stand above its 'error'
+        shown = '\n'.join(lines[first : first + _SHOWN_LINES])
+        raise BuildError(f'{purpose}: {command[0]} failed with status {result.returncode}:\n{shown}')

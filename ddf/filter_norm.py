@@ -1,15 +1,16 @@
 """FilterNorm: the normalisation of dynamic filters (paper, section 3.3)."""
 
+from typing import Final
+
 import torch
 from torch import Tensor, nn
-
-_EPS = 1e-10
 
 
 class FilterNorm(nn.Module):
     """Normalises every filter over its taps to zero mean and a scale: `(x - mean) / (std + 1e-10) * scale + shift`.
 
-    The standard deviation is unbiased. Half precision is normalised in float32; a filter of equal taps gives zeros.
+    The standard deviation is unbiased. Half precision is normalised in float32. A filter of equal taps gives zeros,
+    and its gradient is that of `(x - mean) / 1e-10`, in float16 zero.
 
     Args:
         in_channels: Number of filters: channels for 'channel', heads for 'spatial'.
@@ -24,6 +25,8 @@ class FilterNorm(nn.Module):
     Raises:
         ValueError: Unknown filter_type, or kernel_size below 2.
     """
+
+    eps: Final = 1e-10
 
     def __init__(
         self,
@@ -44,6 +47,7 @@ class FilterNorm(nn.Module):
         self.in_channels = in_channels
         self.kernel_size = kernel_size
         self.filter_type = filter_type
+        self.nonlinearity = nonlinearity
         self.gain = nn.init.calculate_gain(nonlinearity) / kernel_size  # type: ignore[arg-type]
         num_taps = in_channels * kernel_size**2
         self.std = nn.Parameter(torch.empty(num_taps, device=device, dtype=dtype)) if running_std else None
@@ -58,23 +62,32 @@ class FilterNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised filters in the dtype of `x`: (B, in_channels * k**2, H, W) or (B, in_channels * k**2)."""
-        grid = x.shape[2:] if self.filter_type == 'spatial' else ()
-        precise = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        taps = precise.reshape(x.shape[0], self.in_channels, self.kernel_size**2, *grid)
-        centred = taps - taps.mean(dim=2, keepdim=True)  # (B, in_channels, k*k, *grid)
+        num_taps = self.kernel_size * self.kernel_size
+        shape = [x.shape[0], self.in_channels, num_taps]
+        if self.filter_type == 'spatial':
+            shape += [x.shape[2], x.shape[3]]
+        precise = x.float() if x.dtype == torch.float16 or x.dtype == torch.bfloat16 else x
+        taps = precise.reshape(shape)
+        # the mean of equal taps may round to something else, that of zeros does not; a shift has no gradient here
+        offsets = taps - taps.detach()[:, :, :1]
+        centred = torch.sub(offsets, offsets.sum(2, keepdim=True), alpha=1 / num_taps)
         # a norm, not a square root: its gradient at equal taps is 0, not NaN
-        std = torch.linalg.vector_norm(centred, dim=2, keepdim=True) / (self.kernel_size**2 - 1) ** 0.5
-        normalised = centred / (std + _EPS)
-        normalised = normalised * (self.gain if self.std is None else self._per_tap(self.std, len(grid)))
+        norm = torch.linalg.vector_norm(centred, dim=2, keepdim=True)
+        std = torch.rsub(norm, self.eps, alpha=-1 / (num_taps - 1) ** 0.5)  # norm / sqrt(num_taps - 1) + eps at once
+        if x.dtype == torch.float16:  # which cannot hold the gradient at equal taps, 1 / eps: it is 0 there
+            std = std.masked_fill(norm == 0, float('inf'))
+        normalised = (centred / std).flatten(1, 2)
+        normalised = normalised * (self.gain if self.std is None else self._per_tap(self.std))
         if self.mean is not None:
-            normalised = normalised + self._per_tap(self.mean, len(grid))
-        return normalised.to(x.dtype).reshape(x.shape[0], -1, *grid)
+            normalised = normalised + self._per_tap(self.mean)
+        return normalised.to(x.dtype)
 
-    def _per_tap(self, parameter: Tensor, grid_dims: int) -> Tensor:
-        return parameter.view(self.in_channels, self.kernel_size**2, *(1,) * grid_dims)
+    def _per_tap(self, parameter: Tensor) -> Tensor:
+        return parameter.view(-1, 1, 1) if self.filter_type == 'spatial' else parameter
 
     def extra_repr(self) -> str:
         return (
             f'{self.in_channels}, kernel_size={self.kernel_size}, filter_type={self.filter_type!r}, '
-            f'running_std={self.std is not None}, running_mean={self.mean is not None}'
+            f'nonlinearity={self.nonlinearity!r}, running_std={self.std is not None}, '
+            f'running_mean={self.mean is not None}'
         )

@@ -1,48 +1,79 @@
 """Modules that predict the filters and apply them. Parameter names are those of the official release."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .filter_norm import FilterNorm
+from .branches import ChannelBranch, ConstantBranch, SpatialBranch, filters_or_logits
 from .functional import ddf
+from .reference import memory_format_of
 
 
-def _spatial_branch(
-    in_channels: int, kernel_size: int, head: int, nonlinearity: str, stride: int = 1, **dd: Any
-) -> nn.Sequential:
-    """1x1 convolution to head * k**2 taps per output pixel, then FilterNorm."""
-    return nn.Sequential(
-        nn.Conv2d(in_channels, head * kernel_size**2, 1, stride, **dd),
-        FilterNorm(head, kernel_size, 'spatial', nonlinearity, **dd),
-    )
+class _DynamicFilter(nn.Module):
+    """What the modules share: their settings, and the application of one pair of filters."""
+
+    _shown_settings: tuple[str, ...]
+
+    def __init__(
+        self,
+        in_channels: int,
+        kernel_size: int,
+        stride: int,
+        dilation: int,
+        head: int,
+        se_ratio: float,
+        nonlinearity: str,
+        kernel_combine: str,
+        branches: str,
+    ) -> None:
+        super().__init__()
+        _check_counts(in_channels=in_channels, kernel_size=kernel_size, stride=stride, dilation=dilation, head=head)
+        _check_settings(in_channels, kernel_size, head, se_ratio, kernel_combine, branches)
+        self.in_channels = in_channels
+        self.kernel_size = kernel_size
+        self.stride = stride
+        self.dilation = dilation
+        self.head = head
+        self.se_ratio = se_ratio
+        self.nonlinearity = nonlinearity
+        self.kernel_combine = kernel_combine
+        self.branches = branches
+
+    def _make_channel_branch(self, **dd: Any) -> nn.Module:
+        if self.branches == 'spatial':
+            return ConstantBranch('channel', self.in_channels * self.kernel_size**2, self.kernel_combine)
+        return ChannelBranch(self.in_channels, self.kernel_size, self.se_ratio, self.nonlinearity, **dd)
+
+    def _make_spatial_branch(self, in_channels: int, **dd: Any) -> nn.Module:
+        if self.branches == 'channel':
+            return ConstantBranch('spatial', self.head * self.kernel_size**2, self.kernel_combine, self.stride)
+        return SpatialBranch(in_channels, self.kernel_size, self.head, self.nonlinearity, self.stride, **dd)
+
+    def _channel_filter(self, x: Tensor, taps: Tensor) -> Tensor:
+        """What a channel branch gives for `x`, as (B, C, k, k)."""
+        return taps.reshape([x.shape[0], x.shape[1], self.kernel_size, self.kernel_size])
+
+    def _filtered(self, x: Tensor, channel_taps: Tensor, spatial_filter: Tensor, norm_gain: float | None) -> Tensor:
+        return ddf(
+            x,
+            self._channel_filter(x, channel_taps),
+            spatial_filter,
+            self.kernel_size,
+            self.dilation,
+            self.stride,
+            self.head,
+            self.kernel_combine,
+            norm_gain,
+        )
+
+    def extra_repr(self) -> str:
+        settings = (f'{name}={getattr(self, name)!r}' for name in self._shown_settings)
+        return ', '.join([str(self.in_channels), *settings])
 
 
-def _channel_branch(in_channels: int, kernel_size: int, se_ratio: float, nonlinearity: str, **dd: Any) -> nn.Sequential:
-    """Squeeze-and-excitation style branch to k**2 taps per channel, then FilterNorm with a learned scale."""
-    mid_channels = max(1, int(in_channels * se_ratio))
-    return nn.Sequential(
-        nn.AdaptiveAvgPool2d(1),
-        nn.Conv2d(in_channels, mid_channels, 1, **dd),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(mid_channels, in_channels * kernel_size**2, 1, **dd),
-        FilterNorm(in_channels, kernel_size, 'channel', nonlinearity, running_std=True, **dd),
-    )
-
-
-def _check_module_settings(in_channels: int, kernel_size: int, head: int, se_ratio: float, kernel_combine: str) -> None:
-    if kernel_size < 3 or kernel_size % 2 == 0:
-        raise ValueError(f'kernel_size must be odd and at least 3 (FilterNorm needs several taps), got {kernel_size}')
-    if head < 1 or in_channels % head:
-        raise ValueError(f'head must divide in_channels={in_channels}, got {head}')
-    if se_ratio <= 0:
-        raise ValueError(f'se_ratio must be positive, got {se_ratio}')
-    if kernel_combine not in ('mul', 'add'):
-        raise ValueError(f"kernel_combine must be 'mul' or 'add', got {kernel_combine!r}")
-
-
-class DDFPack(nn.Module):
+class DDFPack(_DynamicFilter):
     """A drop-in for a k x k convolution with equal channels in and out: predicts both filters from its input.
 
     Args:
@@ -54,10 +85,17 @@ class DDFPack(nn.Module):
         se_ratio: Hidden channels of the channel branch over in_channels; at least one is kept.
         nonlinearity: Gain of the initial filters, as in `torch.nn.init.calculate_gain`.
         kernel_combine: 'mul' or 'add'.
+        branches: 'both'; 'spatial' or 'channel' predicts that filter alone, and a constant that has no parameters
+            and changes nothing takes the place of the other (the ablation of the paper's section 4.1).
 
     Raises:
+        TypeError: A setting has the wrong type.
         ValueError: A setting does not fit.
     """
+
+    _shown_settings = (
+        'kernel_size', 'stride', 'dilation', 'head', 'se_ratio', 'nonlinearity', 'kernel_combine', 'branches',
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -71,46 +109,29 @@ class DDFPack(nn.Module):
         kernel_combine: str = 'mul',
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        branches: str = 'both',
     ) -> None:
-        super().__init__()
-        _check_module_settings(in_channels, kernel_size, head, se_ratio, kernel_combine)
-        self.in_channels = in_channels
-        self.kernel_size = kernel_size
-        self.stride = stride
-        self.dilation = dilation
-        self.head = head
-        self.kernel_combine = kernel_combine
-        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
-        self.spatial_branch = _spatial_branch(in_channels, kernel_size, head, nonlinearity, stride, **dd)
-        self.channel_branch = _channel_branch(in_channels, kernel_size, se_ratio, nonlinearity, **dd)
+        super().__init__(
+            in_channels, kernel_size, stride, dilation, head, se_ratio, nonlinearity, kernel_combine, branches
+        )
+        self.spatial_branch = self._make_spatial_branch(in_channels, device=device, dtype=dtype)
+        self.channel_branch = self._make_channel_branch(device=device, dtype=dtype)
 
     def filters(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The normalised filters for `x`: channel (B, C, k, k) and spatial (B, head * k**2, Ho, Wo)."""
-        channel_filter = self.channel_branch(x).reshape(*x.shape[:2], self.kernel_size, self.kernel_size)
-        return channel_filter, self.spatial_branch(x)
+        return self._channel_filter(x, self.channel_branch(x)), self.spatial_branch(x)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, Ho, Wo)."""
-        channel_filter, spatial_filter = self.filters(x)
-        return ddf(
-            x,
-            channel_filter,
-            spatial_filter,
-            self.kernel_size,
-            self.dilation,
-            self.stride,
-            self.head,
-            self.kernel_combine,
-        )
-
-    def extra_repr(self) -> str:
-        return (
-            f'{self.in_channels}, kernel_size={self.kernel_size}, stride={self.stride}, dilation={self.dilation}, '
-            f'head={self.head}, kernel_combine={self.kernel_combine!r}'
-        )
+        norm_gain: float | None = None
+        if torch.jit.is_scripting():
+            spatial_filter = self.spatial_branch(x)
+        else:  # not compiled by TorchScript
+            spatial_filter, norm_gain = filters_or_logits(self.spatial_branch, x)
+        return self._filtered(x, self.channel_branch(x), spatial_filter, norm_gain)
 
 
-class DDFUpPack(nn.Module):
+class DDFUpPack(_DynamicFilter):
     """Upsampling by `scale_factor`: one pair of branches and one DDF per sub-pixel, then a pixel shuffle (paper, 3.4).
 
     The spatial filters may come from a joint input, such as a guiding image. It has `joint_channels` channels, or
@@ -128,10 +149,17 @@ class DDFUpPack(nn.Module):
         dw_kernel_size: Odd kernel size of the depthwise convolution before each spatial branch.
         joint_channels: Channels of the joint input where it has its own; below 1, see above.
         kernel_combine: 'mul' or 'add'.
+        branches: 'both', 'spatial' or 'channel', as in DDFPack; with 'channel' a joint input has no effect.
 
     Raises:
+        TypeError: A setting has the wrong type.
         ValueError: A setting, or the shape of a joint input, does not fit.
     """
+
+    _shown_settings = (
+        'kernel_size', 'scale_factor', 'dilation', 'head', 'se_ratio', 'nonlinearity', 'dw_kernel_size',
+        'joint_channels', 'kernel_combine', 'branches',
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -147,76 +175,68 @@ class DDFUpPack(nn.Module):
         kernel_combine: str = 'mul',
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        branches: str = 'both',
     ) -> None:
-        super().__init__()
-        _check_module_settings(in_channels, kernel_size, head, se_ratio, kernel_combine)
-        if scale_factor < 1:
-            raise ValueError(f'scale_factor must be at least 1, got {scale_factor}')
-        if dw_kernel_size < 1 or dw_kernel_size % 2 == 0:
+        super().__init__(in_channels, kernel_size, 1, dilation, head, se_ratio, nonlinearity, kernel_combine, branches)
+        _check_counts(scale_factor=scale_factor, dw_kernel_size=dw_kernel_size)
+        if dw_kernel_size % 2 == 0:
             raise ValueError(f'dw_kernel_size must be odd, got {dw_kernel_size}')
-        self.in_channels = in_channels
-        self.kernel_size = kernel_size
         self.scale_factor = scale_factor
-        self.dilation = dilation
-        self.head = head
+        self.dw_kernel_size = dw_kernel_size
         self.joint_channels = joint_channels
-        self.kernel_combine = kernel_combine
         dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         subpixels = range(scale_factor**2)
-        self.channel_branch = nn.ModuleList(
-            _channel_branch(in_channels, kernel_size, se_ratio, nonlinearity, **dd) for _ in subpixels
-        )
-        if joint_channels >= 1:
-            self.spatial_branch = nn.ModuleList(
-                _spatial_branch(joint_channels, kernel_size, head, nonlinearity, **dd) for _ in subpixels
-            )
-        else:
-            padding = dw_kernel_size // 2
-            self.spatial_branch = nn.ModuleList(
-                nn.Sequential(
-                    nn.Conv2d(in_channels, in_channels, dw_kernel_size, padding=padding, groups=in_channels, **dd),
-                    _spatial_branch(in_channels, kernel_size, head, nonlinearity, **dd),
-                )
-                for _ in subpixels
-            )
+        self.channel_branch = nn.ModuleList(self._make_channel_branch(**dd) for _ in subpixels)
+        self.spatial_branch = nn.ModuleList(self._make_joint_branch(**dd) for _ in subpixels)
+
+    def _make_joint_branch(self, **dd: Any) -> nn.Module:
+        """A spatial branch, behind a depthwise convolution where the joint input has no channels of its own."""
+        if self.joint_channels >= 1:
+            return self._make_spatial_branch(self.joint_channels, **dd)
+        spatial_branch = self._make_spatial_branch(self.in_channels, **dd)
+        if self.branches == 'channel':
+            return spatial_branch
+        channels, size = self.in_channels, self.dw_kernel_size
+        depthwise = nn.Conv2d(channels, channels, size, padding=size // 2, groups=channels, **dd)
+        return nn.Sequential(depthwise, spatial_branch)
+
+    def filters(self, x: Tensor, joint_x: Tensor | None = None) -> list[tuple[Tensor, Tensor]]:
+        """Normalised filters of the sub-pixels, row by row: channel (B, C, k, k) and spatial (B, head * k**2, H, W)."""
+        return [
+            (self._channel_filter(x, channel_branch(x)), spatial_branch(source))
+            for channel_branch, spatial_branch, source in self._subpixels(x, joint_x)
+        ]
 
     def forward(self, x: Tensor, joint_x: Tensor | None = None) -> Tensor:
         """(B, C, H, W), and a joint input, to (B, C, H * scale_factor, W * scale_factor)."""
+        outputs = [
+            self._filtered(x, channel_branch(x), *filters_or_logits(spatial_branch, source))
+            for channel_branch, spatial_branch, source in self._subpixels(x, joint_x)
+        ]
+        stacked = torch.stack(outputs, dim=2).flatten(1, 2)  # (B, C * scale_factor**2, H, W)
+        return nn.functional.pixel_shuffle(stacked, self.scale_factor).contiguous(memory_format=memory_format_of(x))
+
+    def _subpixels(self, x: Tensor, joint_x: Tensor | None) -> Iterator[tuple[nn.Module, nn.Module, Tensor]]:
+        """For every sub-pixel its channel branch, its spatial branch and what that one reads, (B, _, H, W).
+
+        Of a joint input at output resolution it reads the sub-pixel's own pixels.
+        """
         joint_x = x if joint_x is None else joint_x
         self._check_joint(x, joint_x)
-        outputs = []
-        for subpixel, channel_branch in enumerate(self.channel_branch):
-            channel_filter = channel_branch(x).reshape(*x.shape[:2], self.kernel_size, self.kernel_size)
-            spatial_filter = self._spatial_filter(subpixel, x, joint_x)
-            outputs.append(
-                ddf(
-                    x,
-                    channel_filter,
-                    spatial_filter,
-                    self.kernel_size,
-                    self.dilation,
-                    1,
-                    self.head,
-                    self.kernel_combine,
-                )
-            )
-        stacked = torch.stack(outputs, dim=2).flatten(1, 2)  # (B, C * scale_factor**2, H, W)
-        return nn.functional.pixel_shuffle(stacked, self.scale_factor)
-
-    def _spatial_filter(self, subpixel: int, x: Tensor, joint_x: Tensor) -> Tensor:
-        """Filters (B, head * k**2, H, W) of one sub-pixel; of a joint input at output resolution it reads its phase."""
-        branch = self.spatial_branch[subpixel]
-        if joint_x.shape[-2:] == x.shape[-2:]:
-            return branch(joint_x)
-        row, column = divmod(subpixel, self.scale_factor)
-        phase = (..., slice(row, None, self.scale_factor), slice(column, None, self.scale_factor))
-        if self.joint_channels >= 1:
-            return branch(joint_x[phase])
-        assert isinstance(branch, nn.Sequential)
-        depthwise, spatial_branch = branch
-        return spatial_branch(depthwise(joint_x)[phase])
+        step = 1 if joint_x.shape[-2:] == x.shape[-2:] else self.scale_factor
+        for subpixel, (channel_branch, spatial_branch) in enumerate(zip(self.channel_branch, self.spatial_branch)):
+            source = joint_x
+            if isinstance(spatial_branch, nn.Sequential) and self.joint_channels < 1:
+                depthwise, spatial_branch = spatial_branch
+                source = depthwise(joint_x)
+            if step > 1:
+                row, column = divmod(subpixel, self.scale_factor)
+                source = source[..., row::step, column::step]
+            yield channel_branch, spatial_branch, source
 
     def _check_joint(self, x: Tensor, joint_x: Tensor) -> None:
+        if self.branches == 'channel':
+            return
         channels = self.joint_channels if self.joint_channels >= 1 else self.in_channels
         height, width = x.shape[-2:]
         sizes = (height, width), (height * self.scale_factor, width * self.scale_factor)
@@ -226,9 +246,27 @@ class DDFUpPack(nn.Module):
                 f'got {tuple(joint_x.shape)}'
             )
 
-    def extra_repr(self) -> str:
-        return (
-            f'{self.in_channels}, kernel_size={self.kernel_size}, scale_factor={self.scale_factor}, '
-            f'dilation={self.dilation}, head={self.head}, joint_channels={self.joint_channels}, '
-            f'kernel_combine={self.kernel_combine!r}'
-        )
+
+def _check_counts(**counts: int) -> None:
+    for name, value in counts.items():
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise TypeError(f'{name} must be an int, got {value!r} ({type(value).__name__})')
+        if value < 1:
+            raise ValueError(f'{name} must be at least 1, got {value}')
+
+
+def _check_settings(
+    in_channels: int, kernel_size: int, head: int, se_ratio: float, kernel_combine: str, branches: str
+) -> None:
+    if kernel_size < 3 or kernel_size % 2 == 0:
+        raise ValueError(f'kernel_size must be odd and at least 3 (FilterNorm needs several taps), got {kernel_size}')
+    if in_channels % head:
+        raise ValueError(f'head must divide in_channels={in_channels}, got {head}')
+    if not isinstance(se_ratio, (int, float)) or isinstance(se_ratio, bool):
+        raise TypeError(f'se_ratio must be a number, got {se_ratio!r} ({type(se_ratio).__name__})')
+    if not se_ratio > 0:
+        raise ValueError(f'se_ratio must be positive, got {se_ratio}')
+    if kernel_combine not in ('mul', 'add'):
+        raise ValueError(f"kernel_combine must be 'mul' or 'add', got {kernel_combine!r}")
+    if branches not in ('both', 'spatial', 'channel'):
+        raise ValueError(f"branches must be 'both', 'spatial' or 'channel', got {branches!r}")

@@ -1,8 +1,7 @@
-"""The operators `torch.ops.ddf.*`: schemas, shapes for tracing, gradients, autocast.
+"""The operators `torch.ops.ddf.*`: kernels, shapes for tracing, autocast; gradients, vmap and FLOPs from their modules.
 
 The plain-torch reference serves every backend; the compiled library, loaded afterwards, takes precedence where it has
-a kernel. Shapes are those of `ddf.reference`. The three operators close over each other: the gradients of each are
-sums of the same three, so derivatives of any order exist.
+a kernel. Shapes are those of `ddf.reference`, signatures those of `ddf.schemas`.
 """
 
 import functools
@@ -13,25 +12,66 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import extension, reference
+from . import derivatives, extension, flops, reference, transforms
+from .schemas import filter_gradients, forward, input_gradient, library
 
-_FILTERS = 'Tensor channel_filter, Tensor spatial_filter'
-_SETTINGS = 'int dilation, int stride, int head, str kernel_combine'
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
-library = torch.library.Library('ddf', 'DEF')
-library.define(f'forward(Tensor input, {_FILTERS}, {_SETTINGS}) -> Tensor')
-library.define(f'input_gradient(Tensor grad_output, Tensor input, {_FILTERS}, {_SETTINGS}) -> Tensor')
-library.define(f'filter_gradients(Tensor grad_output, Tensor input, {_FILTERS}, {_SETTINGS}) -> (Tensor, Tensor)')
+__all__ = ['filter_gradients', 'forward', 'input_gradient']
 
 
 def _fallback(kernel: Callable) -> Callable:
     """The reference as the kernel of every device that has no compiled one; says so once, since it is slower."""
 
     def run(*arguments: Any) -> Any:
-        _warn_of_fallback(arguments[0].device.type)
+        *grad_output, input, channel_filter, spatial_filter = arguments[:-5]
+        _check(grad_output, input, channel_filter, spatial_filter, *arguments[-5:])
+        _warn_of_fallback(input.device.type)
         return kernel(*arguments)
 
     return run
+
+
+def _check(
+    grad_output: list[Tensor],
+    input: Tensor,
+    channel_filter: Tensor,
+    spatial_filter: Tensor,
+    dilation: int,
+    stride: int,
+    head: int,
+    kernel_combine: str,
+    norm_gain: float | None,
+) -> None:
+    """Refuses what a direct call of torch.ops may bring and broadcasting would hide, as the compiled kernels do."""
+    tensors = (input, channel_filter, spatial_filter, *grad_output)
+    _require(all(tensor.dim() == 4 for tensor in tensors), 'expected tensors of 4 dimensions')
+    _require(
+        len({(tensor.dtype, tensor.device) for tensor in tensors}) == 1, 'expected tensors of one dtype and device'
+    )
+    _require(input.dtype in _DTYPES, 'expected float64, float32, float16 or bfloat16')
+    _require(kernel_combine in ('mul', 'add'), "kernel_combine must be 'mul' or 'add'")
+    batch, channels, height, width = input.shape
+    size = channel_filter.shape[-1]
+    _require(min(dilation, stride, head) >= 1, 'dilation, stride and head must be at least 1')
+    _require(channels % head == 0, 'head must divide the channels')
+    _require(
+        size % 2 == 1 and (size > 1 or norm_gain is None), 'the kernel size must be odd, with norm_gain at least 3'
+    )
+    grid = reference.output_size(height, stride), reference.output_size(width, stride)
+    for filter, shape in ((channel_filter, (channels, size, size)), (spatial_filter, (head * size**2, *grid))):
+        _require(
+            filter.shape[0] in (1, batch) and filter.shape[1:] == shape, f'a filter must have shape (B or 1, *{shape})'
+        )
+    _require(
+        all(grad.shape == (batch, channels, *grid) for grad in grad_output),
+        'grad_output must have shape (B, C, Ho, Wo)',
+    )
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise RuntimeError(f'ddf: {message}')
 
 
 @functools.cache
@@ -44,16 +84,6 @@ def _warn_of_fallback(device_type: str) -> None:
         )
 
 
-library.impl('forward', _fallback(reference.forward), 'CompositeExplicitAutograd')
-library.impl('input_gradient', _fallback(reference.input_gradient), 'CompositeExplicitAutograd')
-library.impl('filter_gradients', _fallback(reference.filter_gradients), 'CompositeExplicitAutograd')
-
-forward = torch.ops.ddf.forward.default
-input_gradient = torch.ops.ddf.input_gradient.default
-filter_gradients = torch.ops.ddf.filter_gradients.default
-
-
-@torch.library.register_fake('ddf::forward', lib=library)
 def _forward_shape(
     input: Tensor, channel_filter: Tensor, spatial_filter: Tensor, dilation: int, stride: int, *_: Any
 ) -> Tensor:
@@ -61,16 +91,14 @@ def _forward_shape(
     return _empty((*input.shape[:2], height, width), like=input)
 
 
-@torch.library.register_fake('ddf::input_gradient', lib=library)
 def _input_gradient_shape(grad_output: Tensor, input: Tensor, *_: Any) -> Tensor:
     return _empty(input.shape, like=input)
 
 
-@torch.library.register_fake('ddf::filter_gradients', lib=library)
 def _filter_gradients_shape(
     grad_output: Tensor, input: Tensor, channel_filter: Tensor, spatial_filter: Tensor, *_: Any
 ) -> tuple[Tensor, Tensor]:
-    return channel_filter.new_empty(channel_filter.shape), spatial_filter.new_empty(spatial_filter.shape)
+    return channel_filter.new_empty(channel_filter.shape), _empty(spatial_filter.shape, like=spatial_filter)
 
 
 def _empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
@@ -78,53 +106,7 @@ def _empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=memory_format)
 
 
-def _save(ctx: Any, inputs: tuple, output: Any) -> None:
-    """Keeps the operator's tensors and settings: its last four arguments are the settings in every schema."""
-    ctx.save_for_backward(*inputs[:-4])
-    ctx.settings = inputs[-4:]
-
-
-def _forward_backward(ctx: Any, grad_output: Tensor) -> tuple:
-    input, channel_filter, spatial_filter = ctx.saved_tensors
-    arguments = (grad_output, input, channel_filter, spatial_filter, *ctx.settings)
-    grad_input = grad_channel = grad_spatial = None
-    if ctx.needs_input_grad[0]:
-        grad_input = input_gradient(*arguments)
-    if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-        grad_channel, grad_spatial = filter_gradients(*arguments)
-    return grad_input, grad_channel, grad_spatial, None, None, None, None
-
-
-def _input_gradient_backward(ctx: Any, grad: Tensor) -> tuple:
-    # <grad, input_gradient(g, c, s)> = <g, forward(grad, c, s)>: differentiate the right-hand side
-    grad_output, _, channel_filter, spatial_filter = ctx.saved_tensors
-    grad_grad_output = forward(grad, channel_filter, spatial_filter, *ctx.settings)
-    grad_channel, grad_spatial = filter_gradients(grad_output, grad, channel_filter, spatial_filter, *ctx.settings)
-    return grad_grad_output, None, grad_channel, grad_spatial, None, None, None, None
-
-
-def _filter_gradients_backward(ctx: Any, grad_channel: Tensor, grad_spatial: Tensor) -> tuple:
-    # <grad_channel, gc> + <grad_spatial, gs> = <g, derivative of forward(x, c, s) along (grad_channel, grad_spatial)>
-    grad_output, input, channel_filter, spatial_filter = ctx.saved_tensors
-    settings = ctx.settings
-    if settings[-1] == 'add':  # x * (c + s): the derivative is x * (grad_channel + grad_spatial), free of c and s
-        directions = [(grad_channel, grad_spatial)]
-        second_channel = second_spatial = None
-    else:  # x * c * s: the derivative is x * grad_channel * s + x * c * grad_spatial
-        directions = [(grad_channel, spatial_filter), (channel_filter, grad_spatial)]
-        second_spatial = filter_gradients(grad_output, input, *directions[0], *settings)[1]
-        second_channel = filter_gradients(grad_output, input, *directions[1], *settings)[0]
-    grad_grad_output = sum(forward(input, *direction, *settings) for direction in directions)
-    grad_input = sum(input_gradient(grad_output, input, *direction, *settings) for direction in directions)
-    return grad_grad_output, grad_input, second_channel, second_spatial, None, None, None, None
-
-
-torch.library.register_autograd('ddf::forward', _forward_backward, setup_context=_save, lib=library)
-torch.library.register_autograd('ddf::input_gradient', _input_gradient_backward, setup_context=_save, lib=library)
-torch.library.register_autograd('ddf::filter_gradients', _filter_gradients_backward, setup_context=_save, lib=library)
-
-
-def _register_autocast(device_type: str, dispatch_key: str) -> None:
+def _autocast(device_type: str) -> Callable:
     """Under an active region the operation runs in the region's dtype, float64 excepted, as torch's convolutions do."""
 
     def cast_and_forward(input: Tensor, channel_filter: Tensor, spatial_filter: Tensor, *settings: Any) -> Tensor:
@@ -135,9 +117,23 @@ def _register_autocast(device_type: str, dispatch_key: str) -> None:
         with torch.autocast(device_type, enabled=False):
             return forward(*tensors, *settings)
 
-    library.impl('forward', cast_and_forward, dispatch_key)
+    return cast_and_forward
 
 
-_register_autocast('cpu', 'AutocastCPU')
-_register_autocast('cuda', 'AutocastCUDA')
-_register_autocast('mps', 'AutocastMPS')
+def _register(library: torch.library.Library) -> None:
+    for name, kernel, shape in (
+        ('forward', reference.forward, _forward_shape),
+        ('input_gradient', reference.input_gradient, _input_gradient_shape),
+        ('filter_gradients', reference.filter_gradients, _filter_gradients_shape),
+    ):
+        library.impl(name, _fallback(kernel), 'CompositeExplicitAutograd')
+        torch.library.register_fake(f'ddf::{name}', shape, lib=library)
+    for device_type, dispatch_key in (('cpu', 'AutocastCPU'), ('cuda', 'AutocastCUDA'), ('mps', 'AutocastMPS')):
+        library.impl('forward', _autocast(device_type), dispatch_key)
+    derivatives.register(library)
+    transforms.register(library)
+    flops.register()
+
+
+if library is not None:
+    _register(library)

@@ -65,7 +65,7 @@ class _ReferenceDDF(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple:  # type: ignore[override]
         arguments = (grad_output, *ctx.saved_tensors, *ctx.settings)
-        return reference.input_gradient(*arguments), *reference.filter_gradients(*arguments), *(None,) * 4
+        return reference.input_gradient(*arguments), *reference.filter_gradients(*arguments), *(None,) * 5
 
 
 @pytest.fixture(params=['compiled', 'reference'])
@@ -90,6 +90,8 @@ def make_arguments() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
         kernel_size: int = 3,
         stride: int = 1,
         head: int = 1,
+        channel_batch: int | None = None,
+        spatial_batch: int | None = None,
         dtype: torch.dtype = torch.float64,
         seed: int = 0,
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -97,8 +99,8 @@ def make_arguments() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
         grid = reference.output_size(height, stride), reference.output_size(width, stride)
         shapes = (
             (batch, channels, height, width),
-            (batch, channels, kernel_size, kernel_size),
-            (batch, head * kernel_size**2, *grid),
+            (batch if channel_batch is None else channel_batch, channels, kernel_size, kernel_size),
+            (batch if spatial_batch is None else spatial_batch, head * kernel_size**2, *grid),
         )
         tensors = (torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes)
         return tuple(tensor.requires_grad_() for tensor in tensors)  # type: ignore[return-value]

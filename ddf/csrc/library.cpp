@@ -4,17 +4,18 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/Dispatch_v2.h>
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <initializer_list>
+#include <optional>
 #include <string>
 #include <tuple>
-#include <type_traits>
 
-#include "cpu/geometry.h"
-#include "cpu/kernels.h"
+#include "cpu/call.h"
 
 #ifndef DDF_BUILD_STAMP
 #error "compile with `python -m ddf build`, which defines DDF_BUILD_STAMP"
@@ -32,51 +33,106 @@ using torch::stable::Tensor;
 
 void check(bool fits, const char* expected) { STD_TORCH_CHECK(fits, "ddf: ", expected); }
 
-bool has_shape(const Tensor& tensor, IntHeaderOnlyArrayRef shape) {
+// The kernels for this processor; DDF_CPU_CAPABILITY=default, avx2 or avx512 asks for less than it has.
+ddf::Kernels choose_kernels() {
+#if defined(DDF_HAS_X86_KERNELS)
+  const char* wanted = std::getenv("DDF_CPU_CAPABILITY");
+  const auto at_most = [&](const char* name) { return wanted == nullptr || std::strcmp(wanted, name) == 0; };
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (avx512 && at_most("avx512")) return ddf::kernels_avx512();
+  if (avx2 && (at_most("avx2") || at_most("avx512"))) return ddf::kernels_avx2();
+#endif
+  return ddf::kernels_default();
+}
+
+const ddf::Kernels kernels = choose_kernels();
+
+void run_parallel(int64_t tasks, const void* context, ddf::RangeBody body) {
+  torch::stable::parallel_for(0, tasks, 1, [=](int64_t begin, int64_t end) { body(context, begin, end); });
+}
+
+bool has_shape(const Tensor& tensor, std::initializer_list<int64_t> shape) {
   return tensor.dim() == 4 && std::equal(shape.begin(), shape.end(), tensor.sizes().begin());
+}
+
+ddf::Dtype dtype_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Double:
+      return ddf::Dtype::float64;
+    case ScalarType::Float:
+      return ddf::Dtype::float32;
+    case ScalarType::Half:
+      return ddf::Dtype::float16;
+    case ScalarType::BFloat16:
+      return ddf::Dtype::bfloat16;
+    default:
+      check(false, "expected float64, float32, float16 or bfloat16");
+      return ddf::Dtype::float64;
+  }
+}
+
+// The kernels write through grad_* and output only.
+ddf::Array array_of(const Tensor& tensor) {
+  const auto stride = [&](int64_t dim) { return tensor.size(dim) > 1 ? tensor.stride(dim) : 0; };
+  return {const_cast<void*>(tensor.const_data_ptr()), stride(0), stride(1), tensor.stride(2), tensor.stride(3)};
 }
 
 // Shapes are checked here as well, so that a direct call of torch.ops.ddf.* cannot read outside of a tensor; the
 // messages made for users are in ddf/functional.py.
-ddf::Geometry make_geometry(const Tensor& input, const Tensor& channel_filter, const Tensor& spatial_filter,
-                            int64_t dilation, int64_t stride, int64_t head) {
+ddf::Call make_call(const Tensor& input, const Tensor& channel_filter, const Tensor& spatial_filter, int64_t dilation,
+                    int64_t stride, int64_t head, const std::string& kernel_combine, std::optional<double> norm_gain) {
   for (const Tensor* tensor : {&input, &channel_filter, &spatial_filter}) {
     check(tensor->dim() == 4 && tensor->is_cpu(), "expected tensors of 4 dimensions on the CPU");
     check(tensor->scalar_type() == input.scalar_type(), "expected tensors of one dtype");
   }
-  const int64_t batch = input.size(0), channels = input.size(1), kernel_size = channel_filter.size(3);
+  check(kernel_combine == "mul" || kernel_combine == "add", "kernel_combine must be 'mul' or 'add'");
   check(dilation >= 1 && stride >= 1, "dilation and stride must be at least 1");
-  check(head >= 1 && channels % head == 0, "head must divide the channels");
-  check(kernel_size % 2 == 1 && kernel_size < (1 << 30), "the kernel size must be odd");
-  check(has_shape(channel_filter, {batch, channels, kernel_size, kernel_size}),
-        "channel_filter must have shape (B, C, k, k)");
-  ddf::Geometry geometry(batch, channels, input.size(2), input.size(3), kernel_size, dilation, stride, head);
+  ddf::Call call{};
+  call.dtype = dtype_of(input);
+  call.combine = kernel_combine == "mul" ? ddf::Combine::mul : ddf::Combine::add;
+  call.batch = input.size(0);
+  call.channels = input.size(1);
+  call.height = input.size(2);
+  call.width = input.size(3);
+  call.kernel_size = channel_filter.size(3);
+  call.dilation = dilation;
+  call.stride = stride;
+  call.head = head;
+  const auto output_size = [&](int64_t size) { return size == 0 ? 0 : (size - 1) / stride + 1; };
+  call.out_height = output_size(call.height);
+  call.out_width = output_size(call.width);
+  call.channel_batch = channel_filter.size(0);
+  call.spatial_batch = spatial_filter.size(0);
+  call.normalize = norm_gain.has_value();
+  call.norm_gain = norm_gain.value_or(1.0);
+  check(head >= 1 && call.channels % head == 0, "head must divide the channels");
+  check(call.kernel_size % 2 == 1 && call.kernel_size < (1 << 15), "the kernel size must be odd and below 32768");
+  check(!call.normalize || call.kernel_size > 1, "norm_gain needs a kernel size of at least 2");
+  const auto serves = [&](int64_t batch) { return batch == 1 || batch == call.batch; };
+  check(serves(call.channel_batch) &&
+            has_shape(channel_filter, {call.channel_batch, call.channels, call.kernel_size, call.kernel_size}),
+        "channel_filter must have shape (B or 1, C, k, k)");
+  const int64_t taps = call.kernel_size * call.kernel_size;
   const int64_t spatial_channels = spatial_filter.size(1);  // divided below: the product with head may overflow
-  check(spatial_channels % geometry.taps() == 0 && spatial_channels / geometry.taps() == head &&
-            has_shape(spatial_filter, {batch, spatial_channels, geometry.out_height, geometry.out_width}),
-        "spatial_filter must have shape (B, head * k * k, Ho, Wo)");
-  return geometry;
+  check(spatial_channels % taps == 0 && spatial_channels / taps == head && serves(call.spatial_batch) &&
+            has_shape(spatial_filter, {call.spatial_batch, spatial_channels, call.out_height, call.out_width}),
+        "spatial_filter must have shape (B or 1, head * k * k, Ho, Wo)");
+  call.input = array_of(input);
+  call.channel_filter = array_of(channel_filter);
+  call.spatial_filter = array_of(spatial_filter);
+  call.threads = torch::stable::get_num_threads();
+  call.parallel_for = run_parallel;
+  return call;
 }
 
-void check_grad_output(const Tensor& grad_output, const Tensor& input, const ddf::Geometry& g) {
+void set_grad_output(ddf::Call& call, const Tensor& grad_output, const Tensor& input) {
   check(grad_output.is_cpu() && grad_output.scalar_type() == input.scalar_type(),
         "expected grad_output on the CPU and of the input's dtype");
-  check(has_shape(grad_output, {g.batch, g.channels, g.out_height, g.out_width}),
+  check(has_shape(grad_output, {call.batch, call.channels, call.out_height, call.out_width}),
         "grad_output must have shape (B, C, Ho, Wo)");
-}
-
-// The half precisions are computed in float32.
-ScalarType compute_dtype(const Tensor& tensor) {
-  const ScalarType dtype = tensor.scalar_type();
-  return dtype == ScalarType::Half || dtype == ScalarType::BFloat16 ? ScalarType::Float : dtype;
-}
-
-Tensor computable(const Tensor& tensor) {
-  return torch::stable::contiguous(torch::stable::to(tensor, compute_dtype(tensor)));
-}
-
-Tensor empty_computable(const Tensor& like, IntHeaderOnlyArrayRef shape) {
-  return torch::stable::new_empty(like, shape, compute_dtype(like));
+  call.output = array_of(grad_output);
 }
 
 // channels_last and not also contiguous, judged as torch does: strides of dimensions of size 1 do not count.
@@ -91,90 +147,53 @@ bool is_channels_last(const Tensor& tensor) {
   return true;
 }
 
-Tensor converted(const Tensor& computed, ScalarType dtype, bool channels_last) {
-  if (computed.scalar_type() == dtype && !channels_last) return computed;
-  const auto format = channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
-  Tensor result = torch::stable::empty(computed.sizes(), dtype, std::nullopt, computed.device(), std::nullopt, format);
-  return torch::stable::copy_(result, computed);
-}
-
-// Runs task(0) ... task(tasks - 1) on torch's threads, several to a thread where each is too small to be worth one.
-struct Parallel {
-  template <typename Task>
-  void operator()(int64_t tasks, int64_t cost, const Task& task) const {
-    const int64_t grain = std::max<int64_t>(1, 32768 / std::max<int64_t>(1, cost));
-    torch::stable::parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) {
-      for (int64_t index = begin; index < end; ++index) task(index);
-    });
-  }
-};
-
-// Calls kernel(combine, zero): a compile-time Combine and a zero of the type to compute in.
-template <typename Kernel>
-void dispatch(ScalarType dtype, const std::string& kernel_combine, const Kernel& kernel) {
-  using Mul = std::integral_constant<ddf::Combine, ddf::Combine::mul>;
-  using Add = std::integral_constant<ddf::Combine, ddf::Combine::add>;
-  check(kernel_combine == "mul" || kernel_combine == "add", "kernel_combine must be 'mul' or 'add'");
-  THO_DISPATCH_V2(dtype, "ddf", AT_WRAP([&] {
-                    if (kernel_combine == "mul") {
-                      kernel(Mul{}, scalar_t(0));
-                    } else {
-                      kernel(Add{}, scalar_t(0));
-                    }
-                  }),
-                  AT_EXPAND(AT_FLOATING_TYPES));
+Tensor empty_like(const Tensor& like, IntHeaderOnlyArrayRef shape) {
+  const auto format = is_channels_last(like) ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
+  return torch::stable::empty(shape, like.scalar_type(), std::nullopt, like.device(), std::nullopt, format);
 }
 
 Tensor forward(const Tensor& input, const Tensor& channel_filter, const Tensor& spatial_filter, int64_t dilation,
-               int64_t stride, int64_t head, const std::string& kernel_combine) {
-  const auto g = make_geometry(input, channel_filter, spatial_filter, dilation, stride, head);
-  const Tensor x = computable(input), channel = computable(channel_filter), spatial = computable(spatial_filter);
-  const Tensor output = empty_computable(input, {g.batch, g.channels, g.out_height, g.out_width});
-  dispatch(x.scalar_type(), kernel_combine, [&](auto combine, auto zero) {
-    using T = decltype(zero);
-    ddf::forward<combine()>(g, x.const_data_ptr<T>(), channel.const_data_ptr<T>(), spatial.const_data_ptr<T>(),
-                            output.mutable_data_ptr<T>(), Parallel{});
-  });
-  return converted(output, input.scalar_type(), is_channels_last(input));
+               int64_t stride, int64_t head, const std::string& kernel_combine, std::optional<double> norm_gain) {
+  auto call = make_call(input, channel_filter, spatial_filter, dilation, stride, head, kernel_combine, norm_gain);
+  const Tensor output = empty_like(input, {call.batch, call.channels, call.out_height, call.out_width});
+  call.output = array_of(output);
+  if (output.numel() > 0) kernels.forward(call);
+  return output;
 }
 
 Tensor input_gradient(const Tensor& grad_output, const Tensor& input, const Tensor& channel_filter,
                       const Tensor& spatial_filter, int64_t dilation, int64_t stride, int64_t head,
-                      const std::string& kernel_combine) {
-  const auto g = make_geometry(input, channel_filter, spatial_filter, dilation, stride, head);
-  check_grad_output(grad_output, input, g);
-  const Tensor grad = computable(grad_output);
-  const Tensor channel = computable(channel_filter), spatial = computable(spatial_filter);
-  const Tensor grad_input = empty_computable(input, input.sizes());
-  dispatch(grad.scalar_type(), kernel_combine, [&](auto combine, auto zero) {
-    using T = decltype(zero);
-    ddf::input_gradient<combine()>(g, grad.const_data_ptr<T>(), channel.const_data_ptr<T>(),
-                                   spatial.const_data_ptr<T>(), grad_input.mutable_data_ptr<T>(), Parallel{});
-  });
-  return converted(grad_input, input.scalar_type(), is_channels_last(input));
+                      const std::string& kernel_combine, std::optional<double> norm_gain) {
+  auto call = make_call(input, channel_filter, spatial_filter, dilation, stride, head, kernel_combine, norm_gain);
+  set_grad_output(call, grad_output, input);
+  const Tensor grad_input = empty_like(input, input.sizes());
+  call.grad_input = array_of(grad_input);
+  if (grad_input.numel() > 0) kernels.input_gradient(call);
+  return grad_input;
 }
 
 std::tuple<Tensor, Tensor> filter_gradients(const Tensor& grad_output, const Tensor& input,
                                             const Tensor& channel_filter, const Tensor& spatial_filter,
                                             int64_t dilation, int64_t stride, int64_t head,
-                                            const std::string& kernel_combine) {
-  const auto g = make_geometry(input, channel_filter, spatial_filter, dilation, stride, head);
-  check_grad_output(grad_output, input, g);
-  const Tensor grad = computable(grad_output), x = computable(input);
-  const Tensor channel = computable(channel_filter), spatial = computable(spatial_filter);
-  const Tensor grad_channel = empty_computable(input, channel_filter.sizes());
-  const Tensor grad_spatial = empty_computable(input, spatial_filter.sizes());
-  dispatch(x.scalar_type(), kernel_combine, [&](auto combine, auto zero) {
-    using T = decltype(zero);
-    ddf::filter_gradients<combine()>(g, grad.const_data_ptr<T>(), x.const_data_ptr<T>(), channel.const_data_ptr<T>(),
-                                     spatial.const_data_ptr<T>(), grad_channel.mutable_data_ptr<T>(),
-                                     grad_spatial.mutable_data_ptr<T>(), Parallel{});
-  });
-  const ScalarType dtype = input.scalar_type();
-  return {converted(grad_channel, dtype, false), converted(grad_spatial, dtype, false)};
+                                            const std::string& kernel_combine, std::optional<double> norm_gain) {
+  auto call = make_call(input, channel_filter, spatial_filter, dilation, stride, head, kernel_combine, norm_gain);
+  set_grad_output(call, grad_output, input);
+  Tensor grad_channel = torch::stable::new_empty(channel_filter, channel_filter.sizes());
+  Tensor grad_spatial = empty_like(spatial_filter, spatial_filter.sizes());
+  call.grad_channel = array_of(grad_channel);
+  call.grad_spatial = array_of(grad_spatial);
+  if (grad_output.numel() > 0) {
+    kernels.filter_gradients(call);
+  } else {
+    torch::stable::zero_(grad_channel);
+    torch::stable::zero_(grad_spatial);
+  }
+  return {grad_channel, grad_spatial};
 }
 
 }  // namespace
+
+extern "C" __attribute__((used, visibility("default"))) const char* ddf_cpu_capability() { return kernels.capability; }
 
 STABLE_TORCH_LIBRARY_IMPL(ddf, CPU, m) {
   m.impl("forward", TORCH_BOX(&forward));

@@ -1,9 +1,13 @@
 """ResNets whose 3x3 convolutions are decoupled dynamic filters (arXiv 2104.14107, section 4.1), in timm's registry.
 
 `timm.create_model('ddf_mul_resnet50', ...)` takes what timm's ResNet takes. Settings of the filters go through
-`block_args`, for example `block_args=dict(head=2, se_ratio=0.3)`.
+`block_args`, for example `block_args=dict(head=2, se_ratio=0.3)`; `block_args=dict(branches='spatial')` and
+`'channel'` are the paper's ablations.
 """
 
+import difflib
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
@@ -20,9 +24,11 @@ class DDFBottleneck(Bottleneck):
         head: Spatial filters per pixel.
         se_ratio: Hidden channels of the channel branch over the block's width.
         kernel_combine: 'mul' or 'add'.
+        branches: 'both', or the one filter that is predicted: 'spatial' or 'channel'.
         *args, **kwargs: Those of timm's Bottleneck.
 
     Raises:
+        TypeError: A setting of the filters has the wrong type.
         ValueError: A setting of the filters does not fit, or reduce_first is not 1: the filters keep the channels.
     """
 
@@ -33,6 +39,7 @@ class DDFBottleneck(Bottleneck):
         head: int = 1,
         se_ratio: float = 0.2,
         kernel_combine: str = 'mul',
+        branches: str = 'both',
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -50,6 +57,7 @@ class DDFBottleneck(Bottleneck):
             head,
             se_ratio,
             kernel_combine=kernel_combine,
+            branches=branches,
             device=kwargs.get('device'),
             dtype=kwargs.get('dtype'),
         )
@@ -78,17 +86,30 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _create(variant: str, pretrained: bool, block_args: dict[str, Any] | None = None, **kwargs: Any) -> ResNet:
+def _create(variant: str, pretrained: bool, block_args: Mapping[str, Any] | None = None, **kwargs: Any) -> ResNet:
     _, combine, network = variant.split('_')
+    settings = {} if block_args is None else block_args
+    _check_block_args(settings)
     return build_model_with_cfg(
         ResNet,
         variant,
         pretrained,
         block=DDFBottleneck,
         layers=_LAYERS[int(network.removeprefix('resnet'))],
-        block_args={'kernel_combine': combine, **(block_args or {})},
+        block_args={'kernel_combine': combine, **settings},
         **kwargs,
     )
+
+
+def _check_block_args(settings: Mapping[str, Any]) -> None:
+    if not isinstance(settings, Mapping):
+        raise TypeError(f"block_args must be a mapping such as {{'head': 2}}, got {settings!r}")
+    # those of the filters, and the one of timm's Bottleneck that its ResNet does not set
+    known = [*inspect.getfullargspec(DDFBottleneck.__init__).kwonlyargs, 'attn_layer']
+    for name in settings.keys() - set(known):
+        nearest = difflib.get_close_matches(str(name), known, n=1)
+        hint = f'did you mean {nearest[0]}?' if nearest else f'it takes {", ".join(known)}'
+        raise TypeError(f'block_args has no {name!r}: {hint}')
 
 
 @register_model

@@ -70,13 +70,22 @@ def test_extreme_sizes(case):
         assert_agrees(case)
 
 
+DETERMINISM = [
+    Case((3, 10, 23, 31), 3, stride=2, head=2),
+    Case((2, 24, 40, 33), 3, channels_last=True),
+    Case((4, 6, 30, 17), 5, head=3, kernel_combine='add', norm_gain=0.5),
+    Case((5, 8, 19, 40), 3, dilation=2, channels_last=True, norm_gain=0.5, filters='batch 1'),
+    Case((4, 40, 21, 16), 3, filters='expanded'),
+]
+
+
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
-def test_results_do_not_depend_on_the_number_of_threads(dtype):
-    case = Case((3, 10, 23, 31), 3, stride=2, head=2)
+@pytest.mark.parametrize('case', DETERMINISM, ids=str)
+def test_results_do_not_depend_on_run_or_number_of_threads(case, dtype):
     tensors, threads = case.tensors(dtype), torch.get_num_threads()
     try:
         results = []
-        for number in (1, 2, 3, 5):
+        for number in (1, 1, 2, 3, 4, 4):
             torch.set_num_threads(number)
             results.append(evaluate(operators, tensors, case.settings))
     finally:
@@ -86,9 +95,10 @@ def test_results_do_not_depend_on_the_number_of_threads(dtype):
 
 
 @pytest.mark.parametrize('channels_last', [False, True])
+@pytest.mark.parametrize('filters', ['own', 'batch 1', 'expanded'])
 @pytest.mark.parametrize('size', [(2, 4, 5, 6), (1, 4, 2, 2), (2, 1, 3, 3), (2, 4, 1, 1)])
-def test_strides_are_those_of_the_traced_operator(size, channels_last):
-    case = Case(size, 3, stride=2, channels_last=channels_last)
+def test_strides_are_those_of_the_traced_operator(size, filters, channels_last):
+    case = Case(size, 3, stride=2, channels_last=channels_last, filters=filters, norm_gain=0.5)
     for dtype in (torch.float32, torch.float16):
         tensors = case.tensors(dtype)
         real = evaluate(operators, tensors, case.settings)
@@ -103,8 +113,9 @@ def test_inputs_of_any_strides():
     expected = evaluate(reference, plain, case.settings)
     transposed = [tensor.mT.contiguous().mT for tensor in plain]
     sliced = [torch.stack([tensor, tensor], -1)[..., 0] for tensor in plain]
-    for tensors in (transposed, sliced):
-        assert not any(tensor.is_contiguous() for tensor in tensors)
+    shifted = [torch.cat([tensor.new_zeros(1), tensor.flatten()])[1:].view_as(tensor) for tensor in plain]
+    assert not any(tensor.data_ptr() % 16 == 0 for tensor in shifted)
+    for tensors in (transposed, sliced, shifted):
         for found, exact in zip(evaluate(operators, tensors, case.settings), expected):
             torch.testing.assert_close(found, exact)
     expanded = [tensor[:, :1, :1, :1].expand_as(tensor) for tensor in plain]
@@ -113,13 +124,23 @@ def test_inputs_of_any_strides():
         assert torch.equal(found, exact)
 
 
+UNREACHED = [
+    Case((2, 3, 7, 5), 5, dilation=6, stride=3),
+    Case((1, 2, 3, 3), 7, channels_last=True),
+    Case((2, 4, 9, 9), 3, stride=4, channels_last=True, filters='batch 1'),
+    Case((2, 4, 5, 40), 7, dilation=50, head=2, kernel_combine='add', norm_gain=0.5),
+    Case((2, 40, 6, 5), 3, stride=5, channels_last=True, norm_gain=0.5, filters='batch 1'),
+]
+
+
 def test_every_element_is_written(monkeypatch):
     """Uninitialised memory holds NaN here, also where no tap touches the map."""
     monkeypatch.setattr(torch.utils.deterministic, 'fill_uninitialized_memory', True)
     torch.use_deterministic_algorithms(True)
     try:
-        for case in (Case((2, 3, 7, 5), 5, dilation=6, stride=3), Case((1, 2, 3, 3), 7, channels_last=True)):
-            for result in evaluate(operators, case.tensors(torch.float16), case.settings):
+        assert torch.empty(3).isnan().all()
+        for case, dtype in itertools.product(UNREACHED, check.DTYPES):
+            for result in evaluate(operators, case.tensors(dtype), case.settings):
                 assert result.isfinite().all()
     finally:
         torch.use_deterministic_algorithms(False)
@@ -135,10 +156,11 @@ def test_every_element_is_written(monkeypatch):
         (1, (2, 4, 6, 6)),
         (2, (2, 4, 3, 5)),
         (2, (2, 4, 2, 2)),
-        (2, (1, 4, 3, 3)),
+        (2, (3, 4, 3, 3)),
+        (2, (0, 4, 3, 3)),
         (3, (2, 9, 5, 6)),
         (3, (2, 18, 5, 7)),
-        (3, (1, 18, 5, 6)),
+        (3, (3, 18, 5, 6)),
     ],
 )
 def test_wrong_shapes_are_refused(index, shape):
@@ -156,13 +178,14 @@ def test_wrong_shapes_are_refused(index, shape):
 
 
 @pytest.mark.parametrize('settings', [
-    (0, 1, 1, 'mul'),
-    (1, 0, 1, 'mul'),
-    (1, 1, 0, 'mul'),
-    (1, 1, 3, 'mul'),
-    (-(2**63), 1, 1, 'mul'),
-    (1, 1, 2**61, 'mul'),
-    (1, 1, 1, 'mean'),
+    (0, 1, 1, 'mul', None),
+    (1, 0, 1, 'mul', None),
+    (1, 1, 0, 'mul', None),
+    (1, 1, 3, 'mul', None),
+    (-(2**63), 1, 1, 'mul', None),
+    (1, 1, 2**61, 'mul', None),
+    (1, 1, 1, 'mean', None),
+    (2**63 - 1, 1, 2**62, 'mul', 0.5),
 ])  # fmt: skip
 def test_wrong_settings_are_refused(settings):
     _, *tensors = Case((2, 4, 5, 6), 3).tensors(torch.float32)
@@ -175,5 +198,5 @@ def test_wrong_dtypes_are_refused():
     _, input, channel, spatial = case.tensors(torch.float32)
     with pytest.raises(RuntimeError, match='one dtype'):
         operators.forward(input.double(), channel, spatial, *case.settings)
-    with pytest.raises(RuntimeError, match='not implemented'):
+    with pytest.raises(RuntimeError, match='expected float64, float32, float16 or bfloat16'):
         operators.forward(input.int(), channel.int(), spatial.int(), *case.settings)

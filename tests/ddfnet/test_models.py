@@ -1,5 +1,6 @@
 """DDF models: names, parameters and numbers of the official release, and what timm's ResNet offers."""
 
+import re
 import zlib
 
 import numpy as np
@@ -126,12 +127,63 @@ def test_channels_last_equals_contiguous():
     torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.filterwarnings('ignore:.*torch.jit')
+def test_torchscript():
+    model = timm.create_model('ddf_mul_resnet26', channels=(8, 8, 16, 16), zero_init_last=False).eval()
+    images = torch.randn(2, 3, 33, 47)
+    torch.testing.assert_close(torch.jit.script(model)(images), model(images))
+
+
 def test_block_args_reach_the_filters():
     model = timm.create_model('ddf_mul_resnet26', device='meta', block_args={'head': 2, 'se_ratio': 0.3})
     filters = [module for module in model.modules() if isinstance(module, ddf.DDFPack)]
     assert len(filters) == 8
     assert {(pack.head, pack.kernel_combine) for pack in filters} == {(2, 'mul')}
     assert filters[0].channel_branch[1].out_channels == int(64 * 0.3)
+
+
+def count_parameters(**block_args) -> int:
+    model = timm.create_model('ddf_mul_resnet50', device='meta', block_args=block_args)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_parameter_counts_of_the_papers_ablations():
+    published = {0.2: 16.8, 0.3: 18.1, 0.4: 19.4}  # millions, by se_ratio
+    for se_ratio, millions in published.items():
+        assert abs(count_parameters(se_ratio=se_ratio) / 1e6 - millions) < 0.05
+    # widths of the 3x3 layers; a spatial branch has 9 filters of one tap per channel and 9 biases
+    widths = [64] * 3 + [128] * 4 + [256] * 6 + [512] * 3
+    of_spatial_branches = sum(9 * width + 9 for width in widths)
+    of_channel_branches = sum(
+        width * int(0.2 * width) + int(0.2 * width) + int(0.2 * width) * 9 * width + 2 * 9 * width for width in widths
+    )
+    assert count_parameters(branches='channel') == count_parameters() - of_spatial_branches
+    assert count_parameters(branches='spatial') == count_parameters() - of_channel_branches
+
+
+@pytest.mark.parametrize('name', ['ddf_mul_resnet26', 'ddf_add_resnet26'])
+@pytest.mark.parametrize('branches', ['spatial', 'channel'])
+def test_ablations_train(name, branches):
+    torch.manual_seed(0)
+    settings = {'branches': branches, 'se_ratio': 1.0}  # wide enough that no hidden layer starts with zeros alone
+    model = timm.create_model(name, channels=(8, 8, 16, 16), zero_init_last=False, block_args=settings)
+    model(torch.randn(2, 3, 33, 47)).square().sum().backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ('block_args', 'message'),
+    [
+        ({'branches': 'spacial'}, "branches must be 'both', 'spatial' or 'channel', got 'spacial'"),
+        ({'branch': 'spatial'}, "block_args has no 'branch': did you mean branches?"),
+        ({'stride': 2}, "block_args has no 'stride': it takes kernel_size, head, se_ratio"),
+        ({'se_ratio': '0.3'}, "se_ratio must be a number, got '0.3'"),
+        ('branches', 'block_args must be a mapping'),
+    ],
+)
+def test_bad_block_args_are_named(block_args, message):
+    with pytest.raises((TypeError, ValueError), match=re.escape(message)):
+        timm.create_model('ddf_mul_resnet26', device='meta', block_args=block_args)
 
 
 def test_pretrained_weights_that_do_not_exist_are_refused():

@@ -1,0 +1,85 @@
+// The kernels of one instruction set; compiled once for each, free of torch.
+#include "planes_filter_gradients.h"
+#include "planes_gather.h"
+#include "pixels_filter_gradients.h"
+#include "pixels_gather.h"
+
+#ifndef DDF_CPU_CAPABILITY
+#define DDF_CPU_CAPABILITY default
+#endif
+#define DDF_JOIN(a, b) a##b
+#define DDF_NAMED(prefix, name) DDF_JOIN(prefix, name)
+#define DDF_TEXT_OF(name) #name
+#define DDF_TEXT(name) DDF_TEXT_OF(name)
+
+namespace ddf {
+namespace {
+
+template <typename Body>
+void dispatch(const Call& call, const Body& body) {
+  switch (call.dtype) {
+    case Dtype::float64:
+      return body(double{});
+    case Dtype::float32:
+      return body(float{});
+    case Dtype::float16:
+      return body(Half{});
+    case Dtype::bfloat16:
+      return body(BFloat16{});
+  }
+}
+
+template <typename T>
+void gather(const Call& call, const AxisSet& rows, const AxisSet& columns, const Array& source, const Array& output) {
+  if (!has_pixels<T>(call, source) || !has_pixels<T>(call, output)) {
+    return gather_planes<T>(call, rows, columns, source, output);
+  }
+  for (int64_t row_phase = 0; row_phase < rows.count; ++row_phase) {
+    for (int64_t column_phase = 0; column_phase < columns.count; ++column_phase) {
+      gather_all_pixels<T>(call, rows[row_phase], columns[column_phase], source, output);
+    }
+  }
+}
+
+void forward(const Call& call) {
+  const Axis rows = forward_axis(call.height, call.out_height, call.kernel_size, call.dilation, call.stride);
+  const Axis columns = forward_axis(call.width, call.out_width, call.kernel_size, call.dilation, call.stride);
+  dispatch(call, [&]<typename T>(T) {
+    gather<T>(call, AxisSet(&rows, 1), AxisSet(&columns, 1), call.input, call.output);
+  });
+}
+
+void input_gradient(const Call& call) {
+  Buffer buffer;
+  const int64_t row_phases = smaller(call.stride, call.height), column_phases = smaller(call.stride, call.width);
+  Axis* axes = buffer.at_least<Axis>(row_phases + column_phases);
+  for (int64_t phase = 0; phase < row_phases; ++phase) {
+    axes[phase] = gradient_axis(call.height, call.out_height, call.kernel_size, call.dilation, call.stride, phase);
+  }
+  for (int64_t phase = 0; phase < column_phases; ++phase) {
+    axes[row_phases + phase] =
+        gradient_axis(call.width, call.out_width, call.kernel_size, call.dilation, call.stride, phase);
+  }
+  const AxisSet rows(axes, row_phases), columns(axes + row_phases, column_phases);
+  dispatch(call, [&]<typename T>(T) {
+    gather<T>(call, rows, columns, call.output, call.grad_input);
+  });
+}
+
+void filter_gradients(const Call& call) {
+  dispatch(call, [&]<typename T>(T) {
+    if (has_pixels<T>(call, call.input) && has_pixels<T>(call, call.output)) {
+      filter_gradients_of_pixels<T>(call);
+    } else {
+      filter_gradients_of_planes<T>(call);
+    }
+  });
+}
+
+}  // namespace
+
+Kernels DDF_NAMED(kernels_, DDF_CPU_CAPABILITY)() {
+  return {DDF_TEXT(DDF_CPU_CAPABILITY), forward, input_gradient, filter_gradients};
+}
+
+}  // namespace ddf

@@ -1,0 +1,51 @@
+// What the kernels for channels_last maps share: they read the maps where they lie, many channels at a time, and leave
+// out the taps that miss the map.
+#pragma once
+
+#include "scratch.h"
+#include "spatial_rows.h"
+#include "vector.h"
+
+namespace ddf {
+namespace {
+
+// Whether a map's channels lie side by side, enough of them in each head to fill a vector.
+template <typename T>
+bool has_pixels(const Call& call, const Array& map) {
+  return map.channel == 1 && call.channels / call.head >= kLanes<typename Computed<T>::type>;
+}
+
+// The taps of an axis that meet the map for output q.
+inline Range taps_on_map(const Axis& axis, int64_t q) {
+  const int64_t first = axis.source_origin + q * axis.source_step, step = axis.source_tap_step;
+  const int64_t begin = first < 0 ? ceil_divide(-first, step) : 0;
+  const int64_t end = first < axis.source_size ? (axis.source_size - 1 - first) / step + 1 : 0;
+  return {smaller(begin, axis.taps), larger(smaller(end, axis.taps), smaller(begin, axis.taps))};
+}
+
+// The outputs for which taps [taps.begin, taps.end) meet the map.
+inline Range outputs_on_map(const Axis& axis, Range taps) {
+  const int64_t first = axis.source_origin + taps.begin * axis.source_tap_step;
+  const int64_t last = axis.source_origin + (taps.end - 1) * axis.source_tap_step;
+  const int64_t begin = first < 0 ? ceil_divide(-first, axis.source_step) : 0;
+  const int64_t end = last < axis.source_size ? (axis.source_size - 1 - last) / axis.source_step + 1 : 0;
+  return {smaller(begin, axis.outputs), larger(smaller(end, axis.outputs), smaller(begin, axis.outputs))};
+}
+
+// The channel filters of one image at the taps of both axes, to (taps, channels).
+template <typename T, typename A>
+DDF_NOINLINE void load_filters_by_tap(const Call& call, const Axis& rows, const Axis& columns, int64_t image, Range channels,
+                         A* to) {
+  const Array& filter = call.channel_filter;
+  for (int64_t n = 0; n < rows.taps; ++n) {
+    for (int64_t m = 0; m < columns.taps; ++m, to += channels.size()) {
+      const T* tap = at<const T>(filter, image, channels.begin) +
+                     (rows.first_tap + n * rows.tap_step) * filter.row +
+                     (columns.first_tap + m * columns.tap_step) * filter.column;
+      copy_strided(to, 1, tap, filter.channel, channels.size());
+    }
+  }
+}
+
+}  // namespace
+}  // namespace ddf

@@ -1,0 +1,179 @@
+// Forward pass and gradient of the input, for channels_last maps.
+//
+// A task is a few output rows of one image. The accumulators of two pixels and several vectors of channels stay in
+// registers over all taps; every vector of the channel filter serves both pixels, every element of the spatial filter
+// all channels.
+#pragma once
+
+#include "pixels.h"
+
+namespace ddf {
+namespace {
+
+// A run of pixels of one output row; distances in elements.
+template <typename T, typename A>
+struct PixelRun {
+  const T* source;  // at the first pixel, tap (0, 0), which may lie off the map
+  int64_t source_pixel, source_tap_row, source_tap_column;
+  SpatialView<A> spatial;  // data at the first pixel
+  const A* channel_filter;
+  int64_t filter_tap_row, filter_tap_column;
+  T* output;
+  int64_t output_pixel;
+  Range tap_rows, tap_columns;
+};
+
+template <Combine combine, int pixels, int vectors, typename T, typename A>
+DDF_INLINE void gather_pixels(const PixelRun<T, A>& run, int64_t channel) {
+  constexpr int lanes = kLanes<A>;
+  Vector<A> sums[pixels][vectors] = {}, earlier_rows[pixels][vectors] = {};
+  for (int64_t n = run.tap_rows.begin; n < run.tap_rows.end; ++n) {
+    for (int64_t m = run.tap_columns.begin; m < run.tap_columns.end; ++m) {
+      const T* x = run.source + n * run.source_tap_row + m * run.source_tap_column + channel;
+      const A* s = run.spatial.data + n * run.spatial.tap_row + m * run.spatial.tap_column;
+      const A* c = run.channel_filter + n * run.filter_tap_row + m * run.filter_tap_column + channel;
+      Vector<A> spatial[pixels];
+      for (int p = 0; p < pixels; ++p) spatial[p] = broadcast(s[p * run.spatial.column]);
+      for (int v = 0; v < vectors; ++v) {
+        const Vector<A> filter = load(c + v * lanes);
+        for (int p = 0; p < pixels; ++p) {
+          const Vector<A> weight = combine == Combine::mul ? filter * spatial[p] : filter + spatial[p];
+          sums[p][v] += weight * load(x + p * run.source_pixel + v * lanes);
+        }
+      }
+    }
+    // many taps are summed row by row, which keeps the rounding error of a sum in float small
+    if (run.tap_columns.size() > 7) {
+      for (int i = 0; i < pixels * vectors; ++i) {
+        (&earlier_rows[0][0])[i] += (&sums[0][0])[i];
+        (&sums[0][0])[i] = n + 1 < run.tap_rows.end ? Vector<A>{} : (&earlier_rows[0][0])[i];
+      }
+    }
+  }
+  for (int p = 0; p < pixels; ++p) {
+    for (int v = 0; v < vectors; ++v) store(run.output + p * run.output_pixel + channel + v * lanes, sums[p][v]);
+  }
+}
+
+// All channels of a head. The last vector overlaps the one before: it computes the same values again.
+template <Combine combine, int pixels, typename T, typename A>
+DDF_NOINLINE void gather_channels(const PixelRun<T, A>& run, int64_t channels) {
+  constexpr int lanes = kLanes<A>, vectors = kAccumulators / 2;
+  int64_t channel = 0;
+  for (; channel + vectors * lanes <= channels; channel += vectors * lanes) {
+    gather_pixels<combine, pixels, vectors>(run, channel);
+  }
+  for (; channel + lanes <= channels; channel += lanes) gather_pixels<combine, pixels, 1>(run, channel);
+  if (channel < channels) gather_pixels<combine, pixels, 1>(run, channels - lanes);
+}
+
+template <typename T>
+class PixelWorker {
+  using A = typename Computed<T>::type;
+
+ public:
+  PixelWorker(const Call& call, const Axis& rows, const Axis& columns, int64_t tile_rows, const Array& source,
+              const Array& output)
+      : call_(call),
+        rows_(rows),
+        columns_(columns),
+        row_set_(&rows, 1),
+        column_set_(&columns, 1),
+        tile_rows_(tile_rows),
+        source_(source),
+        output_(output),
+        inner_(outputs_on_map(columns, {0, columns.taps})) {
+    const int64_t filter_size = round_up(rows.taps * columns.taps * call.channels, kLanes<A>);
+    const int64_t spatial =
+        in_place() ? 0 : SpatialTile<T>(call, row_set_, column_set_, {0, tile_rows}, {0, columns.outputs}).size();
+    filters_ = thread_scratch<A>(filter_size + spatial + 1);
+    spatial_scratch_ = filters_ + filter_size;
+  }
+
+  void run(int64_t task) {
+    const int64_t tiles = ceil_divide(rows_.outputs, tile_rows_);
+    const int64_t image = task / tiles, tile = task % tiles;
+    if (image != loaded_image_ && (loaded_image_ < 0 || call_.channel_batch > 1)) {
+      load_filters_by_tap<T>(call_, rows_, columns_, image, {0, call_.channels}, filters_);
+    }
+    loaded_image_ = image;
+    const Range range{tile * tile_rows_, smaller((tile + 1) * tile_rows_, rows_.outputs)};
+    for (int64_t head = 0; head < call_.head; ++head) {
+      const SpatialView<A> spatial = view(image, head, range);
+      for (int64_t row = range.begin; row < range.end; ++row) run_row(image, head, row, spatial, row - range.begin);
+    }
+  }
+
+ private:
+  // Elements of the spatial filter are read one by one, so that they need no copy unless they change on the way.
+  bool in_place() const { return __is_same(T, A) && !call_.normalize; }
+
+  SpatialView<A> view(int64_t image, int64_t head, Range range) {
+    if constexpr (__is_same(T, A)) {
+      if (in_place()) return spatial_in_place<A>(call_, rows_, columns_, range.begin, image, head);
+    }
+    const SpatialTile<T> tile(call_, row_set_, column_set_, range, {0, columns_.outputs});
+    tile.load(image, head, spatial_scratch_);
+    return tile.view(0, 0, spatial_scratch_);
+  }
+
+  void run_row(int64_t image, int64_t head, int64_t row, const SpatialView<A>& spatial, int64_t tile_row) {
+    const int64_t first = head * (call_.channels / call_.head);
+    PixelRun<T, A> run{};
+    run.source_pixel = columns_.source_step * source_.column;
+    run.source_tap_row = rows_.source_tap_step * source_.row;
+    run.source_tap_column = columns_.source_tap_step * source_.column;
+    run.spatial = spatial;
+    run.channel_filter = filters_ + first;
+    run.filter_tap_row = columns_.taps * call_.channels;
+    run.filter_tap_column = call_.channels;
+    run.output_pixel = columns_.output_step * output_.column;
+    run.tap_rows = taps_on_map(rows_, row);
+    const T* source = at<const T>(source_, image, first) +
+                      (rows_.source_origin + row * rows_.source_step) * source_.row +
+                      columns_.source_origin * source_.column;
+    T* output = at<T>(output_, image, first) + (rows_.output_origin + row * rows_.output_step) * output_.row +
+                columns_.output_origin * output_.column;
+    for (int64_t column = 0; column < columns_.outputs;) {
+      const bool inner = column >= inner_.begin && column < inner_.end;
+      const bool pair = inner && column + 1 < inner_.end;
+      run.tap_columns = inner ? Range{0, columns_.taps} : taps_on_map(columns_, column);
+      run.source = source + column * run.source_pixel;
+      run.spatial.data = spatial.data + tile_row * spatial.row + column * spatial.column;
+      run.output = output + column * run.output_pixel;
+      with_combine(call_, [&]<Combine combine>() {
+        if (pair) {
+          gather_channels<combine, 2>(run, call_.channels / call_.head);
+        } else {
+          gather_channels<combine, 1>(run, call_.channels / call_.head);
+        }
+      });
+      column += pair ? 2 : 1;
+    }
+  }
+
+  const Call& call_;
+  const Axis &rows_, &columns_;
+  const AxisSet row_set_, column_set_;
+  const int64_t tile_rows_;
+  const Array &source_, &output_;
+  const Range inner_;  // the output columns for which every tap meets the map
+  A *filters_, *spatial_scratch_;
+  int64_t loaded_image_ = -1;
+};
+
+template <typename T>
+void gather_all_pixels(const Call& call, const Axis& rows, const Axis& columns, const Array& source,
+                       const Array& output) {
+  if (rows.outputs == 0 || columns.outputs == 0) return;
+  // rows of one task share what the spatial filter's copy costs at their borders
+  const int64_t wanted = ceil_divide(call.batch * rows.outputs, 4 * call.threads);
+  const int64_t tile_rows = smaller(larger<int64_t>(smaller<int64_t>(wanted, 8), 1), rows.outputs);
+  parallel(call, call.batch * ceil_divide(rows.outputs, tile_rows), [&](int64_t begin, int64_t end) {
+    PixelWorker<T> worker(call, rows, columns, tile_rows, source, output);
+    for (int64_t task = begin; task < end; ++task) worker.run(task);
+  });
+}
+
+}  // namespace
+}  // namespace ddf

@@ -1,0 +1,70 @@
+// Working memory of the kernels, and how they spread their tasks over threads.
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+#include <new>
+
+#include "axis.h"
+
+namespace ddf {
+namespace {
+
+// Memory that grows and never shrinks, freed with its owner.
+class Buffer {
+ public:
+  Buffer() = default;
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  ~Buffer() { std::free(data_); }
+
+  template <typename A>
+  A* at_least(int64_t count) {
+    const int64_t bytes = round_up(count * static_cast<int64_t>(sizeof(A)), 64);
+    if (bytes > bytes_) {
+      std::free(data_);
+      data_ = std::aligned_alloc(64, bytes);
+      bytes_ = data_ != nullptr ? bytes : 0;
+      if (data_ == nullptr) throw std::bad_alloc();
+    }
+    return static_cast<A*>(data_);
+  }
+
+ private:
+  void* data_ = nullptr;
+  int64_t bytes_ = 0;
+};
+
+// One thread's scratch of `count` elements, valid until its next call. Kept between calls of the operators, since
+// fresh pages cost more than the work of a small map.
+template <typename A>
+A* thread_scratch(int64_t count) {
+  static thread_local Buffer buffer;
+  return buffer.at_least<A>(count);
+}
+
+// Runs body(begin, end) over [0, tasks) on the caller's threads.
+template <typename Body>
+void parallel(const Call& call, int64_t tasks, const Body& body) {
+  call.parallel_for(tasks, &body, [](const void* context, int64_t begin, int64_t end) {
+    (*static_cast<const Body*>(context))(begin, end);
+  });
+}
+
+// Calls body with the call's Combine as a template argument. The inner loops are made for each, what is around them once.
+template <typename Body>
+void with_combine(const Call& call, const Body& body) {
+  if (call.combine == Combine::mul) {
+    body.template operator()<Combine::mul>();
+  } else {
+    body.template operator()<Combine::add>();
+  }
+}
+
+template <typename T>
+T* at(const Array& array, int64_t batch, int64_t channel) {
+  return static_cast<T*>(array.data) + batch * array.batch + channel * array.channel;
+}
+
+}  // namespace
+}  // namespace ddf

@@ -1,0 +1,263 @@
+// Vectors as wide as the instruction set has them, through the compiler's vector extension, and the storage types.
+// Everything lies in an anonymous namespace: each instruction set keeps its own copy.
+#pragma once
+
+#include <cstdint>
+#include <utility>
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+namespace ddf {
+namespace {
+
+#if defined(DDF_VECTOR_BYTES)
+constexpr int kVectorBytes = DDF_VECTOR_BYTES;
+#elif defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+// Accumulators that a tile may hold: about half of the registers, the rest serves operands.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kAccumulators = 16;
+#else
+constexpr int kAccumulators = 8;
+#endif
+
+// Storage types of the half precisions; they are computed in float.
+struct Half {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
+
+template <typename T>
+struct Computed {
+  using type = float;
+};
+template <>
+struct Computed<double> {
+  using type = double;
+};
+
+// `lanes` elements of a type as one value.
+template <typename E, int lanes>
+struct VectorOf {
+  typedef E type __attribute__((vector_size(lanes * sizeof(E))));
+};
+template <typename E>
+struct VectorOf<E, 1> {
+  using type = E;
+};
+template <typename E, int lanes>
+using Lanes = typename VectorOf<E, lanes>::type;
+
+template <typename A>
+constexpr int kLanes = kVectorBytes / sizeof(A);
+template <typename A>
+using Vector = Lanes<A, kLanes<A>>;
+
+#define DDF_INLINE inline __attribute__((always_inline))
+#define DDF_NOINLINE __attribute__((noinline))
+
+template <typename V, typename T>
+DDF_INLINE V load_raw(const T* from) {
+  V value;
+  __builtin_memcpy(&value, from, sizeof value);
+  return value;
+}
+
+template <typename V, typename T>
+DDF_INLINE void store_raw(T* to, V value) {
+  __builtin_memcpy(to, &value, sizeof value);
+}
+
+template <typename To, typename From>
+DDF_INLINE To same_bits(From value) {
+  static_assert(sizeof(To) == sizeof(From));
+  To result;
+  __builtin_memcpy(&result, &value, sizeof result);
+  return result;
+}
+
+// Conversion of `lanes` values between storage and computation; the general case is that they are the same type.
+template <typename T, int lanes>
+struct Conversion {
+  using A = typename Computed<T>::type;
+  static DDF_INLINE Lanes<A, lanes> load(const T* from) { return load_raw<Lanes<A, lanes>>(from); }
+  static DDF_INLINE void store(T* to, Lanes<A, lanes> value) { store_raw(to, value); }
+};
+
+template <int lanes, typename To, typename From>
+DDF_INLINE To convert_lanes(From value) {
+  if constexpr (lanes == 1) {
+    return static_cast<To>(value);
+  } else {
+    return __builtin_convertvector(value, To);
+  }
+}
+
+template <int lanes>
+struct Conversion<BFloat16, lanes> {
+  using F = Lanes<float, lanes>;
+  using W = Lanes<uint32_t, lanes>;
+  using N = Lanes<uint16_t, lanes>;
+  static DDF_INLINE F load(const BFloat16* from) {
+    return same_bits<F>(convert_lanes<lanes, W>(load_raw<N>(from)) << 16);
+  }
+  // To nearest, ties to even; NaN stays NaN.
+  static DDF_INLINE void store(BFloat16* to, F value) {
+    const W bits = same_bits<W>(value);
+    const W rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    const W quiet_nan = (bits >> 16) | 0x40;
+    store_raw(to, convert_lanes<lanes, N>((bits & 0x7fffffff) > 0x7f800000 ? quiet_nan : rounded));
+  }
+};
+
+template <int lanes>
+struct Conversion<Half, lanes> {
+  using F = Lanes<float, lanes>;
+  using W = Lanes<uint32_t, lanes>;
+  using N = Lanes<uint16_t, lanes>;
+
+  static DDF_INLINE F load(const Half* from) {
+#if defined(__F16C__)
+    if constexpr (lanes == 8) return same_bits<F>(_mm256_cvtph_ps(load_raw<__m128i>(from)));
+#endif
+#if defined(__AVX512F__)
+    if constexpr (lanes == 16) return same_bits<F>(_mm512_cvtph_ps(load_raw<__m256i>(from)));
+#endif
+    const W bits = convert_lanes<lanes, W>(load_raw<N>(from));
+    const W magnitude = (bits & 0x7fff) << 13;
+    // the exponent's bias grows by 112: the product also brings subnormal numbers to their place
+    const F scaled = same_bits<F>(magnitude) * 0x1p112f;
+    const W special = magnitude | 0x7f800000;
+    const W finite = same_bits<W>(scaled);
+    return same_bits<F>((magnitude >= 0x0f800000 ? special : finite) | (bits & 0x8000) << 16);
+  }
+
+  // To nearest, ties to even; NaN stays NaN.
+  static DDF_INLINE void store(Half* to, F value) {
+#if defined(__F16C__)
+    if constexpr (lanes == 8) return store_raw(to, _mm256_cvtps_ph(same_bits<__m256>(value), 0));
+#endif
+#if defined(__AVX512F__)
+    if constexpr (lanes == 16) return store_raw(to, _mm512_cvtps_ph(same_bits<__m512>(value), 0));
+#endif
+    const W bits = same_bits<W>(value);
+    const W magnitude = bits & 0x7fffffff;
+    const W normal = (magnitude - 0x38000000 + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+    // adding 0.5 leaves a subnormal half in the low bits, rounded by the addition itself
+    const W subnormal = same_bits<W>(same_bits<F>(magnitude) + 0.5f) - 0x3f000000;
+    const W finite = magnitude < 0x38800000 ? subnormal : normal;
+    const W special = magnitude > 0x7f800000 ? finite * 0 + 0x7e00 : finite * 0 + 0x7c00;
+    store_raw(to, convert_lanes<lanes, N>((magnitude >= 0x477ff000 ? special : finite) | (bits >> 16 & 0x8000)));
+  }
+};
+
+template <typename T>
+DDF_INLINE Vector<typename Computed<T>::type> load(const T* from) {
+  return Conversion<T, kLanes<typename Computed<T>::type>>::load(from);
+}
+
+template <typename T>
+DDF_INLINE void store(T* to, Vector<typename Computed<T>::type> value) {
+  Conversion<T, kLanes<typename Computed<T>::type>>::store(to, value);
+}
+
+template <typename A>
+DDF_INLINE Vector<A> broadcast(A value) {
+  return value - Vector<A>{};  // minus zero leaves every value as it is, and costs nothing
+}
+
+// Hides where a pointer came from: the compiler would otherwise keep one precomputed address for each channel and tap,
+// and run out of registers.
+template <typename A>
+DDF_INLINE const A* opaque(const A* pointer) {
+  asm("" : "+r"(pointer));
+  return pointer;
+}
+
+template <typename E, int lanes>
+DDF_INLINE E sum_of_lanes(Lanes<E, lanes> value) {
+  if constexpr (lanes == 1) {
+    return value;
+  } else {
+    struct {
+      Lanes<E, lanes / 2> low, high;
+    } halves;
+    __builtin_memcpy(&halves, &value, sizeof value);
+    return sum_of_lanes<E, lanes / 2>(halves.low + halves.high);
+  }
+}
+
+template <typename A>
+DDF_INLINE A horizontal_sum(Vector<A> value) {
+  return sum_of_lanes<A, kLanes<A>>(value);
+}
+
+template <typename V, int... index>
+DDF_INLINE V even_lanes_of(V first, V second, std::integer_sequence<int, index...>) {
+  return __builtin_shufflevector(first, second, 2 * index...);
+}
+
+// Every second lane of two vectors side by side.
+template <typename A>
+DDF_INLINE Vector<A> even_lanes(Vector<A> first, Vector<A> second) {
+  return even_lanes_of(first, second, std::make_integer_sequence<int, kLanes<A>>{});
+}
+
+template <int half, typename V, int... index>
+DDF_INLINE V interleaved_of(V first, V second, std::integer_sequence<int, index...>) {
+  constexpr int lanes = sizeof...(index);
+  return __builtin_shufflevector(first, second, (half * lanes + index) / 2 + index % 2 * lanes...);
+}
+
+// The lower (half 0) or upper (half 1) half of the lanes of two vectors, taken in turns.
+template <int half, typename A>
+DDF_INLINE Vector<A> interleaved(Vector<A> first, Vector<A> second) {
+  return interleaved_of<half>(first, second, std::make_integer_sequence<int, kLanes<A>>{});
+}
+
+// Copies `count` elements with conversion; whole vectors, the last one overlapping, so nothing outside is touched.
+template <int lanes, typename To, typename From>
+DDF_INLINE void copy_by_lanes(To* to, const From* from, int64_t count) {
+  using Read = Conversion<From, lanes>;
+  using Write = Conversion<To, lanes>;
+  if (count >= lanes) {
+    int64_t i = 0;
+    for (; i + lanes <= count; i += lanes) Write::store(to + i, Read::load(from + i));
+    if (i < count) Write::store(to + count - lanes, Read::load(from + count - lanes));
+  } else if constexpr (lanes > 1) {
+    copy_by_lanes<lanes / 2>(to, from, count);
+  }
+}
+
+template <typename To, typename From>
+DDF_INLINE void copy(To* to, const From* from, int64_t count) {
+  copy_by_lanes<kLanes<typename Computed<From>::type>>(to, from, count);
+}
+
+// The same between strides; a source stride of 0 repeats one element.
+template <typename To, typename From>
+DDF_NOINLINE void copy_strided(To* to, int64_t to_stride, const From* from, int64_t from_stride, int64_t count) {
+  if (to_stride == 1 && from_stride == 1) return copy(to, from, count);
+  for (int64_t i = 0; i < count; ++i) {
+    Conversion<To, 1>::store(to + i * to_stride, Conversion<From, 1>::load(from + i * from_stride));
+  }
+}
+
+template <typename A>
+DDF_INLINE void store_first(A* to, Vector<A> value, int64_t count) {
+  A lanes[kLanes<A>];
+  store_raw(lanes, value);
+  copy_by_lanes<kLanes<A> / 2>(to, lanes, count);
+}
+
+}  // namespace
+}  // namespace ddf

@@ -1,0 +1,65 @@
+"""FLOP formulas of the operators for `torch.utils.flop_counter`: one multiply-add, 2 FLOPs, per tap of every result.
+
+The counter's module takes longer to import than this package (it loads triton), so the formulas are handed over when
+the program imports it, not before.
+"""
+
+import importlib.abc
+import importlib.util
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+from .schemas import filter_gradients, forward, input_gradient
+
+_COUNTER = 'torch.utils.flop_counter'
+
+
+def register() -> None:
+    """Makes torch's FLOP counter know the operators, now or as soon as it is imported."""
+    if _COUNTER in sys.modules:
+        _hand_over(sys.modules[_COUNTER])
+    else:
+        sys.meta_path.insert(0, _CounterFinder())
+
+
+class _CounterFinder(importlib.abc.MetaPathFinder):
+    """Finds the counter's module as ever, with the hand-over at the end of its import."""
+
+    def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
+        if fullname != _COUNTER:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def execute_and_hand_over(module: ModuleType) -> None:
+                execute(module)
+                _hand_over(module)
+
+            spec.loader.exec_module = execute_and_hand_over  # type: ignore[method-assign]
+        return spec
+
+
+def _hand_over(counter: ModuleType) -> None:
+    counter.register_flop_formula(forward.overloadpacket)(_forward)
+    counter.register_flop_formula(input_gradient.overloadpacket)(_input_gradient)
+    counter.register_flop_formula(filter_gradients.overloadpacket)(_filter_gradients)
+
+
+def _forward(input: tuple, channel_filter: tuple, spatial_filter: tuple, *settings: Any, **_: Any) -> int:
+    """Of shapes, as the counter passes tensors; the normalisation of a filter is not counted."""
+    batch, channels = input[:2]
+    kernel_size = channel_filter[-1]
+    out_height, out_width = spatial_filter[-2:]
+    return 2 * batch * channels * kernel_size**2 * out_height * out_width
+
+
+def _input_gradient(grad_output: tuple, *tensors_and_settings: Any, **_: Any) -> int:
+    return _forward(*tensors_and_settings)
+
+
+def _filter_gradients(grad_output: tuple, *tensors_and_settings: Any, **_: Any) -> int:
+    return 2 * _forward(*tensors_and_settings)

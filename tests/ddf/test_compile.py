@@ -1,0 +1,113 @@
+"""torch.compile: whole graphs forward and backward, sizes that change, the real strides."""
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.func import grad, vmap
+
+import ddf
+
+SIZES = [(2, 8, 9), (3, 11, 12), (5, 7, 13), (4, 32, 6)]  # batch, height, width
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def compare(compiled, plain, tensors):
+    gradients = torch.autograd.grad(compiled(*tensors).sin().sum(), tensors)
+    for gradient, expected in zip(gradients, torch.autograd.grad(plain(*tensors).sin().sum(), tensors)):
+        torch.testing.assert_close(gradient, expected)
+
+
+@pytest.mark.parametrize(
+    ('settings', 'batches'),
+    [
+        ({}, {}),
+        ({'stride': 2, 'head': 2, 'kernel_combine': 'add'}, {'channel_batch': 1}),
+        ({'norm_gain': 0.5, 'dilation': 2, 'stride': 2}, {}),
+    ],
+)
+def test_one_graph_for_all_sizes(make_arguments, settings, batches):
+    """The first sizes are compiled as they are, the second ones for any."""
+    counter = CompileCounterWithBackend('aot_eager')
+
+    def function(*tensors):
+        return ddf.ddf(*tensors, **settings)
+
+    compiled = torch.compile(function, fullgraph=True, backend=counter)
+    shape = {key: settings[key] for key in ('stride', 'head') if key in settings}
+    for batch, height, width in SIZES:
+        compare(compiled, function, make_arguments(batch, 4, height, width, **shape, **batches, dtype=torch.float32))
+    assert counter.frame_count == 2
+
+
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
+def test_layouts(make_arguments, memory_format):
+    compiled = torch.compile(ddf.ddf, fullgraph=True, backend='aot_eager')
+    input, channel_filter, spatial_filter = make_arguments(dtype=torch.float32)
+    maps = (map.detach().contiguous(memory_format=memory_format) for map in (input, spatial_filter))
+    tensors = [tensor.requires_grad_() for tensor in (*maps, channel_filter)]
+
+    def gradients(function):
+        output = function(tensors[0], tensors[2], tensors[1])
+        return output, *torch.autograd.grad(output.square().sum(), tensors)
+
+    for actual, expected in zip(gradients(compiled), gradients(ddf.ddf)):
+        torch.testing.assert_close(actual, expected)
+        assert actual.stride() == expected.stride()
+
+
+def test_transforms_inside_of_a_graph(make_arguments):
+    images, channel_filter, spatial_filter = (tensor.detach() for tensor in make_arguments(3, spatial_batch=1))
+
+    def gradients(images, channel_filter):
+        def loss(image, filter):
+            return ddf.ddf(image[None], filter[None], spatial_filter, norm_gain=0.5).sin().sum()
+
+        return vmap(grad(loss, (0, 1)))(images, channel_filter)
+
+    compiled = torch.compile(gradients, fullgraph=True, backend='aot_eager')
+    for actual, expected in zip(compiled(images, channel_filter), gradients(images, channel_filter)):
+        torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize(
+    'build',
+    [
+        lambda: ddf.DDFPack(8, stride=2, head=2),
+        lambda: ddf.DDFPack(8, branches='spatial'),
+        lambda: ddf.DDFUpPack(4),
+        lambda: ddf.DDFUpPack(4, joint_channels=4, branches='channel'),
+        lambda: ddf.FilterNorm(2, 3, 'spatial', running_std=True),
+    ],
+)
+def test_modules(build):
+    torch.manual_seed(0)
+    module = build().double()
+    channels = getattr(module, 'in_channels', 2) if not isinstance(module, ddf.FilterNorm) else 18
+    x = torch.randn(2, channels, 6, 7, dtype=torch.float64, requires_grad=True)
+    compiled = torch.compile(module, fullgraph=True, backend='aot_eager')
+    leaves = [x, *module.parameters()]
+    gradients = torch.autograd.grad(compiled(x).sin().sum(), leaves)
+    for gradient, expected in zip(gradients, torch.autograd.grad(module(x).sin().sum(), leaves)):
+        torch.testing.assert_close(gradient, expected)
+
+
+@pytest.mark.slow
+def test_inductor_equals_eager():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), ddf.DDFPack(8, stride=2), torch.nn.ReLU())
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        model = model.double().to(memory_format=memory_format)
+        x = torch.randn(2, 3, 12, 14, dtype=torch.float64).contiguous(memory_format=memory_format).requires_grad_()
+        compiled = torch.compile(model, fullgraph=True)
+        leaves = [x, *model.parameters()]
+        output, expected = compiled(x), model(x)
+        torch.testing.assert_close(output, expected, rtol=1e-10, atol=1e-10)
+        gradients = torch.autograd.grad(output.sin().sum(), leaves)
+        for gradient, exact in zip(gradients, torch.autograd.grad(expected.sin().sum(), leaves)):
+            torch.testing.assert_close(gradient, exact, rtol=1e-10, atol=1e-10)

@@ -1,0 +1,17 @@
+"""The code in docs/ runs; its assertions are its own."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+PAGES = sorted((Path(__file__).parents[1] / 'docs').glob('*.md'))
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.stem)
+def test_code_runs(page):
+    blocks = re.findall(r'```python\n(.*?)```', page.read_text(), flags=re.DOTALL)
+    assert any('assert' in block for block in blocks)
+    scope: dict = {}
+    for block in blocks:
+        exec(block, scope)
