@@ -21,15 +21,22 @@ struct TapRun {
   A* channel_sums;
 };
 
-// One vector of channels; `keep` is off in lanes that another vector serves.
-template <Combine combine, int pixels, typename T, typename A, typename Mask>
-DDF_INLINE void add_channels(const TapRun<T, A>& run, int64_t channel, const Vector<A> (&spatial)[pixels],
-                             Vector<A> (&sums)[pixels], const Mask& keep) {
-  Vector<A> channel_sum = load(run.channel_sums + channel);
-  const Vector<A> filter = load(run.channel_filter + channel);
+// A run's pointers, pixel by pixel, where stores cannot change them.
+template <int pixels, typename T, typename A>
+struct PixelPointers {
+  const T *source[pixels], *grad[pixels];
+  const A* channel_filter;
+  A* channel_sums;
+};
+
+// One vector of channels; `keep` clears the lanes that another vector serves.
+template <Combine combine, int pixels, typename T, typename A, typename Keep>
+DDF_INLINE void add_channels(const PixelPointers<pixels, T, A>& at, int64_t channel, const Vector<A> (&spatial)[pixels],
+                             Vector<A> (&sums)[pixels], const Keep& keep) {
+  Vector<A> channel_sum = load(at.channel_sums + channel);
+  const Vector<A> filter = load(at.channel_filter + channel);
   for (int p = 0; p < pixels; ++p) {
-    const Vector<A> u = keep(load(run.grad + p * run.grad_pixel + channel) *
-                             load(run.source + p * run.source_pixel + channel));
+    const Vector<A> u = keep(load(at.grad[p] + channel) * load(at.source[p] + channel));
     if constexpr (combine == Combine::mul) {
       sums[p] += filter * u;
       channel_sum += spatial[p] * u;
@@ -38,23 +45,30 @@ DDF_INLINE void add_channels(const TapRun<T, A>& run, int64_t channel, const Vec
       channel_sum += u;
     }
   }
-  store(run.channel_sums + channel, channel_sum);
+  store(at.channel_sums + channel, channel_sum);
 }
 
 template <Combine combine, int pixels, typename T, typename A>
 DDF_NOINLINE void add_pixels(const TapRun<T, A>& run, int64_t channels) {
   constexpr int lanes = kLanes<A>;
+  PixelPointers<pixels, T, A> at;
+  at.channel_filter = run.channel_filter;
+  at.channel_sums = run.channel_sums;
   Vector<A> spatial[pixels], sums[pixels] = {};
-  for (int p = 0; p < pixels; ++p) spatial[p] = broadcast(run.weights[p]);
+  for (int p = 0; p < pixels; ++p) {
+    at.source[p] = run.source + p * run.source_pixel;
+    at.grad[p] = run.grad + p * run.grad_pixel;
+    spatial[p] = broadcast(run.weights[p]);
+  }
   int64_t channel = 0;
   for (; channel + lanes <= channels; channel += lanes) {
-    add_channels<combine, pixels>(run, channel, spatial, sums, [](Vector<A> u) { return u; });
+    add_channels<combine, pixels>(at, channel, spatial, sums, [](Vector<A> u) { return u; });
   }
   if (channel < channels) {  // the last vector overlaps: its first lanes have been counted
     A numbers[lanes];
     for (int i = 0; i < lanes; ++i) numbers[i] = static_cast<A>(i);
     const Vector<A> lane = load(numbers), counted = broadcast(static_cast<A>(channel - (channels - lanes)));
-    add_channels<combine, pixels>(run, channels - lanes, spatial, sums,
+    add_channels<combine, pixels>(at, channels - lanes, spatial, sums,
                                   [&](Vector<A> u) { return lane >= counted ? u : Vector<A>{}; });
   }
   for (int p = 0; p < pixels; ++p) run.weight_sums[p] += horizontal_sum<A>(sums[p]);

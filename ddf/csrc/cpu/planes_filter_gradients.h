@@ -29,16 +29,20 @@ DDF_INLINE void add_tap(const GradientTile<A>& tile, const A* source, const A* w
                         const A* channel_filter, int64_t channel_step, Vector<A>* channel_sums, Range rows) {
   Vector<A> c[channels], sums[channels] = {};
   for (int i = 0; i < channels; ++i) c[i] = broadcast(channel_filter[i * channel_step]);
+  const int64_t pitch = tile.pitch;  // and no member of `tile` below: each would be read again after every store
   for (int64_t row = rows.begin; row < rows.end; ++row) {
-    const A* x = source + row * tile.source_row;
-    const A* g = tile.grad + row * tile.pitch;
+    const A *x[channels], *g[channels];
+    for (int i = 0; i < channels; ++i) {
+      x[i] = source + row * tile.source_row + i * tile.source_channel;
+      g[i] = tile.grad + row * pitch + i * tile.grad_channel;
+    }
     const A* s = weights + row * tile.tile_row;
     A* target = weight_sums + row * tile.tile_row;
-    for (int64_t column = 0; column < tile.pitch; column += kLanes<A>) {
+    for (int64_t column = 0; column < pitch; column += kLanes<A>) {
       [[maybe_unused]] const Vector<A> spatial = load(s + column);
       Vector<A> over_channels{};
       for (int i = 0; i < channels; ++i) {
-        const Vector<A> u = load(g + i * tile.grad_channel + column) * load(x + i * tile.source_channel + column);
+        const Vector<A> u = load(g[i] + column) * load(x[i] + column);
         if constexpr (combine == Combine::mul) {
           over_channels += c[i] * u;
           sums[i] += spatial * u;
