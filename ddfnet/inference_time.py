@@ -1,108 +1,195 @@
-"""The command `inference_time.py`: the operation against convolutions, or models against each other, as a table."""
+"""The command `inference_time.py`: the operation against convolutions, or models against each other, as tables."""
 
+import math
+import sys
+import time
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
 
-from ddf import DDFPack, build_info, ddf
-from ddfnet.config import InferenceConfig, ModelSource, load_inference_config
+from ddfnet.benchmarking.operations import LABELS
+from ddfnet.benchmarking.progress import Progress
+from ddfnet.benchmarking.report import check_targets, table_text, write_csv, write_json
+from ddfnet.benchmarking.results import Row, Table
+from ddfnet.benchmarking.session import Session
+from ddfnet.benchmarking.subjects import Job
+from ddfnet.config import BenchmarkConfig, InferenceConfig, load_inference_config, to_flat_dict
+from ddfnet.config.inference import map_shape
+from ddfnet.config.values import did_you_mean
 from ddfnet.distributed import resolve_device
 from ddfnet.errors import UserError, command
-from ddfnet.models.build import build_model, check_forward, model_in_chans, resolve_input
+from ddfnet.models.build import check_model_name
 from ddfnet.precision import Precision
-from ddfnet.timing import Candidate, Timing, time_candidates
+
+_PAPER_SIZES = ('7', '14', '28', '56', '112', '224', '2x256x200x300')
+_DEFAULT_BUDGET_S = 60.0
+_PUBLISHED_IMG_SIZE = 224
 
 
 @command
 def main(argv: list[str]) -> None:
-    """Times what the flags say and prints tables on stdout."""
+    """Measures what the flags say: tables on stdout, progress on stderr, files where they are asked for.
+
+    Exits with 1 where a row failed or gave wrong results, after all others were measured and reported.
+    """
+    start = time.monotonic()
     config = load_inference_config(argv)
+    accuracies = _check(config.benchmark)
     device = resolve_device(config.benchmark.device)
-    if config.benchmark.num_threads is not None:
-        torch.set_num_threads(config.benchmark.num_threads)
-    precision = Precision(config.precision, device)
-    print(f'{_device_name(device)}, torch {torch.__version__}, {str(build_info()).splitlines()[0]}')
-    try:
-        if config.benchmark.model:
-            _print_models(config, precision)
-        else:
-            _print_operation(config, precision)
-    except RuntimeError as error:  # OutOfMemoryError is one; the CPU's allocator has no class of its own
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
-            raise
-        raise UserError(f'out of memory on {device}: give a smaller --batch-size') from error
+    tables = model_tables(config.benchmark) if config.benchmark.model else operation_tables(config.benchmark)
+    progress = Progress()
+    measured: list[Table] = []
+    environment: dict[str, Any] = {}
+    complete = False
+    with Session(config, device, progress) as session:
+        try:
+            environment = session.environment()
+            print(_header(environment, config, Precision(config.precision, device)), flush=True)
+            for table in tables:
+                measured.append(table)
+                _measure(session, table, measured, _deadline(config.benchmark, start), progress)
+            complete = True
+        finally:
+            progress.clear()
+            _write(config, measured, environment, complete, accuracies)
+    print(_hints(config.benchmark, measured), end='')
+    if failed := [row for table in measured for row in table.rows if row.failed]:
+        print(*(f'{row.label}: {row.details}' for row in failed if row.details), sep='\n', file=sys.stderr)
+        sys.exit(1)
 
 
-def _device_name(device: torch.device) -> str:
-    if device.type == 'cuda':
-        return torch.cuda.get_device_name(device)
-    return f'{device.type} ({torch.get_num_threads()} threads)' if device.type == 'cpu' else device.type
-
-
-def _print_models(config: InferenceConfig, precision: Precision) -> None:
-    """One table of all models, each at its own or the given image size."""
-    candidates = [_model_candidate(name, config, precision) for name in config.benchmark.model or ()]
-    timings = time_candidates(candidates, config.benchmark.min_time, precision.device)
-    _print_table(f'batch {config.benchmark.batch_size}', timings)
-
-
-def _model_candidate(name: str, config: InferenceConfig, precision: Precision) -> Candidate:
-    source = ModelSource(img_size=config.benchmark.img_size)
-    in_chans = model_in_chans(source, name)
-    model = build_model(source, name, None, in_chans)
-    input_size = resolve_input(source, model, in_chans)['input_size']
-    check_forward(model, input_size, config.benchmark.batch_size, train=False)
-    images = precision.lay_out(torch.randn(config.benchmark.batch_size, *input_size, device=precision.device))
-    model = precision.place(model).eval()
-
-    def run() -> torch.Tensor:
-        with precision.autocast():
-            return model(images)
-
-    return Candidate(f'{name} {input_size[-1]}', run, config.benchmark.batch_size)
-
-
-def _print_operation(config: InferenceConfig, precision: Precision) -> None:
-    """A table per size of the map: convolution, depthwise convolution, the DDF module, the DDF operation alone."""
-    benchmark = config.benchmark
-    for size in benchmark.sizes:
-        candidates = _operation_candidates(config, precision, size)
-        title = f'{benchmark.batch_size} x {benchmark.channels} x {size} x {size}, kernel {benchmark.kernel_size}'
-        _print_table(title, time_candidates(candidates, benchmark.min_time, precision.device))
-
-
-def _operation_candidates(config: InferenceConfig, precision: Precision, size: int) -> list[Candidate]:
-    benchmark = config.benchmark
-    channels, kernel_size = benchmark.channels, benchmark.kernel_size
-    settings = {'kernel_size': kernel_size, 'padding': kernel_size // 2, 'bias': False}
-    modules: dict[str, nn.Module] = {
-        'convolution': nn.Conv2d(channels, channels, **settings),  # type: ignore[arg-type]
-        'depthwise convolution': nn.Conv2d(channels, channels, groups=channels, **settings),  # type: ignore[arg-type]
-        'DDF module': DDFPack(channels, kernel_size),
+def operation_tables(config: BenchmarkConfig) -> list[Table]:
+    """A table per shape of the map, the least first; by default the paper's (arXiv 2104.14107, Table 2 and Table A)."""
+    names: Sequence[str] = config.op or [name for name in LABELS if name != 'compiled']
+    names = list(LABELS) if 'all' in names else names
+    shapes = {
+        map_shape(size, batch_size, config.channels)
+        for size in config.sizes or _PAPER_SIZES
+        for batch_size in config.batch_size
     }
-    map = precision.lay_out(torch.randn(benchmark.batch_size, channels, size, size, device=precision.device))
-    pack = precision.place(modules['DDF module'])
-    assert isinstance(pack, DDFPack)
-    with torch.inference_mode():
-        filters = pack.filters(map)
-    runs = {name: _forward(precision.place(module), map, precision) for name, module in modules.items()}
-    runs['DDF operation'] = _forward(lambda map: ddf(map, *filters, kernel_size), map, precision)
-    return [Candidate(name, run, benchmark.batch_size) for name, run in runs.items()]
+    mode = ', forward and backward' if config.train else ''
+    return [
+        Table(
+            f'{" x ".join(map(str, shape))}, kernel {config.kernel_size}{mode}',
+            [Row(Job(name, shape[0], shape), LABELS[name], position) for position, name in enumerate(names)],
+        )
+        for shape in sorted(shapes, key=lambda shape: (math.prod(shape), shape))
+    ]
 
 
-def _forward(function, map: torch.Tensor, precision: Precision):
-    def run() -> torch.Tensor:
-        with precision.autocast():
-            return function(map)
+def model_tables(config: BenchmarkConfig) -> list[Table]:
+    """A table per batch size."""
+    mode = ', training step' if config.train else ''
+    return [
+        Table(
+            f'batch {batch_size}{mode}',
+            [Row(Job(name, batch_size), name, position) for position, name in enumerate(config.model or ())],
+        )
+        for batch_size in dict.fromkeys(config.batch_size)
+    ]
 
-    return run
+
+def _check(config: BenchmarkConfig) -> dict[str, float]:
+    """Finds the user's mistakes before anything starts. Returns top-1 in percent by model, where the plot needs it."""
+    check_targets(
+        {'--json': config.json, '--csv': config.csv, '--plot': config.plot},
+        {'--plot': ('.png', '.pdf', '.svg')},
+    )
+    for name in config.model or ():
+        check_model_name(name)
+    if config.torchcompile:
+        backends = torch.compiler.list_backends()
+        if config.torchcompile not in backends:
+            hint = did_you_mean(config.torchcompile, backends)
+            raise UserError(f'--torchcompile: expected one of {", ".join(backends)}, got {config.torchcompile!r}{hint}')
+    if not config.plot:
+        return {}
+    from ddfnet.benchmarking.plot import PUBLISHED_TOP1, read_accuracies
+
+    published = PUBLISHED_TOP1 if config.img_size in (None, _PUBLISHED_IMG_SIZE) else {}
+    return {**published, **(read_accuracies(config.accuracy_file) if config.accuracy_file else {})}
 
 
-def _print_table(title: str, timings: Sequence[Timing]) -> None:
-    width = max(len(timing.name) for timing in timings)
-    print(f'\n{title}')
-    print(f'{"":{width}}  median ms   samples/s   ratio to the first row')
-    for timing in timings:
-        ratio = timing.median / timings[0].median
-        print(f'{timing.name:{width}}  {timing.median * 1e3:9.3f}  {timing.samples_per_s:10.1f}   {ratio:.2f}')
+def _deadline(config: BenchmarkConfig, start: float) -> float | None:
+    if config.budget is not None:
+        return start + config.budget
+    return None if config.model or config.sizes else start + _DEFAULT_BUDGET_S
+
+
+def _measure(
+    session: Session, table: Table, so_far: Sequence[Table], deadline: float | None, progress: Progress
+) -> None:
+    """Measures and prints a table; the first is never left out, and none that follows one that was."""
+    try:
+        if any(other.left_out for other in so_far):
+            table.left_out = 'left out: larger than the one above'
+        else:
+            session.measure(table, deadline if len(so_far) > 1 else None)
+    finally:
+        progress.clear()
+        if table.left_out or any(row.times or row.problem for row in table.rows):
+            print('\n' + table_text(table), flush=True)
+
+
+def _header(environment: dict[str, Any], config: InferenceConfig, precision: Precision) -> str:
+    mode = [
+        f'amp {precision.amp_dtype}' if precision.amp_dtype else 'float32',
+        str(precision.memory_format).removesuffix('_format'),
+    ]
+    mode += [f'compiled by {config.benchmark.torchcompile}'] if config.benchmark.torchcompile else []
+    allocator = ' '.join(f'{name}={value}' for name, value in environment['allocator'].items() if name.isupper())
+    busy = environment['processor']['load_average']
+    cores = environment['processor']['usable_cores']
+    lines = [
+        f'{environment["device_name"]}, torch {environment["torch"]}, {", ".join(mode).replace("torch.", "")}',
+        environment['ddf'][0],
+        f'allocator: {allocator or "default"}',
+    ]
+    if busy and busy[0] > cores:
+        lines.append(f'other work keeps this machine busy (load average {busy[0]:.1f}, {cores} cores): times will vary')
+    return '\n'.join(lines)
+
+
+def _hints(config: BenchmarkConfig, tables: Sequence[Table]) -> str:
+    """How to get what the defaults leave out."""
+    hints = []
+    if any(table.left_out for table in tables):
+        wider = 'a larger --budget in seconds' if config.model else '--sizes, or a larger --budget in seconds'
+        hints.append(f'for what was left out: {wider}')
+    if not config.model and not config.op:
+        hints.append('with the compiled shifted sum, which takes long to compile: --op')
+    return ''.join(f'\n{hint}' for hint in hints) + ('\n' if hints else '')
+
+
+def _write(
+    config: InferenceConfig,
+    tables: Sequence[Table],
+    environment: dict[str, Any],
+    complete: bool,
+    accuracies: dict[str, float],
+) -> None:
+    """The files that were asked for, with what there is; none where nothing was measured."""
+    benchmark = config.benchmark
+    if not any(row.times for table in tables for row in table.rows):
+        return
+    if benchmark.json:
+        settings = to_flat_dict(config)
+        write_json(
+            Path(benchmark.json),
+            tables,
+            command=sys.argv,
+            complete=complete,
+            settings=settings,
+            environment=environment,
+        )
+    if benchmark.csv:
+        write_csv(Path(benchmark.csv), tables)
+    if benchmark.plot:
+        from ddfnet.benchmarking.plot import draw_models, draw_operations
+
+        if benchmark.model:
+            draw_models(tables, Path(benchmark.plot), accuracies)
+        else:
+            draw_operations(tables, Path(benchmark.plot))

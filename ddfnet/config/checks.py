@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from ddfnet.config.inference import contradictions
 from ddfnet.config.schema import AnyConfig, InferenceConfig, TrainConfig, ValidateConfig, entries, to_flat_dict
 from ddfnet.config.values import convert
 from ddfnet.errors import UserError
@@ -27,7 +28,7 @@ def flag(name: str) -> str:
 def _contradictions(config: AnyConfig) -> Iterator[str]:
     if isinstance(config, TrainConfig):
         return _train(config)
-    return _inference(config) if isinstance(config, InferenceConfig) else _validate(config)
+    return contradictions(config.benchmark) if isinstance(config, InferenceConfig) else _validate(config)
 
 
 def _train(config: TrainConfig) -> Iterator[str]:
@@ -40,12 +41,6 @@ def _train(config: TrainConfig) -> Iterator[str]:
 def _validate(config: ValidateConfig) -> Iterator[str]:
     if not config.data.data_dir and not config.data.dataset and not config.model.checkpoint:
         yield 'no images to validate on: expected DATA_DIR, or --dataset digits'
-
-
-def _inference(config: InferenceConfig) -> Iterator[str]:
-    kernel_size = config.benchmark.kernel_size
-    if kernel_size < 3 or kernel_size % 2 == 0:
-        yield f'--kernel-size: expected an odd number of at least 3, got {kernel_size}'
 
 
 def _schedule(config: TrainConfig) -> Iterator[str]:

@@ -1,30 +1,69 @@
-"""inference_time.py: its tables, and what it refuses."""
+"""inference_time.py: its tables and files, what it refuses, and how it stops."""
 
-import itertools
+import csv
+import json
 
 import pytest
 import torch
 
 from ddfnet import inference_time
-from ddfnet.timing import Candidate, time_candidates
+from ddfnet.benchmarking import session
+from ddfnet.benchmarking.processes import WorkerFailure
+from ddfnet.config import BenchmarkConfig, load_inference_config
+from tests.ddfnet.benchmarking.stand_ins import StandIn
+
+QUICK = ['--device', 'cpu', '--min-time', '0.001', '--num-threads', '1']
+SMALL_NETS = [*QUICK, '--img-size', '32', '--model-kwargs', 'channels=(8,8,16,16)', '--model']
 
 
-def test_operation_table(run_command, capsys):
-    flags = ['--device', 'cpu', '--channels', '8', '-b', '2', '--sizes', '5', '7', '--min-time', '0.01']
-    assert run_command(inference_time.main, *flags) == 0
+@pytest.fixture
+def stand_ins(monkeypatch):
+    """Puts stand-ins in the place of workers, with a script."""
+
+    def put(script=None) -> None:
+        monkeypatch.setattr(session, 'WorkerProcess', StandIn.fresh(script))
+
+    return put
+
+
+@pytest.mark.parametrize('train', [[], ['--train']], ids=['forward', 'train'])
+def test_operations(run_command, capsys, tmp_path, train):
+    names = ['conv', 'depthwise', 'module', 'ddf', 'unfold', 'shifted']
+    maps = ['--channels', '8', '-b', '2', '--sizes', '7', '1x4x5x6']
+    target = tmp_path / 'x.csv'
+    assert run_command(inference_time.main, *QUICK, '--op', *names, *maps, *train, '--csv', target) == 0
     output = capsys.readouterr().out
-    assert output.count('2 x 8 x 5 x 5, kernel 3') == 1
-    for row in ('convolution', 'depthwise convolution', 'DDF module', 'DDF operation'):
-        assert sum(line.startswith(f'{row}  ') for line in output.splitlines()) == 2
+    assert output.index('1 x 4 x 5 x 6, kernel 3') < output.index('2 x 8 x 7 x 7, kernel 3')
+    with open(target, newline='') as file:
+        records = list(csv.DictReader(file))
+    assert [record['name'] for record in records] == names * 2
+    for record in records:
+        assert int(record['passes']) >= 3
+        assert float(record['ratio']) > 0
+        assert (record['error'] != '') == (record['name'] in ('ddf', 'unfold', 'shifted'))
 
 
-@pytest.mark.parametrize('precision', [[], ['--amp', '--channels-last']])
-def test_model_table(run_command, capsys, precision):
-    flags = ['--model', 'ddf_mul_resnet26', 'resnet26', '--device', 'cpu', '-b', '1', '--img-size', '32']
-    assert run_command(inference_time.main, *flags, '--min-time', '0.01', *precision) == 0
-    rows = capsys.readouterr().out.splitlines()[-2:]
-    assert [row.split()[0] for row in rows] == ['ddf_mul_resnet26', 'resnet26']
-    assert rows[0].endswith('1.00')
+@pytest.mark.parametrize('flags', [[], ['--train'], ['--amp', '--channels-last']], ids=' '.join)
+def test_models(run_command, capsys, tmp_path, flags):
+    files = ['--json', tmp_path / 'x.json', '--plot', tmp_path / 'x.png']
+    names = ['ddf_mul_resnet26', 'resnet26']
+    assert run_command(inference_time.main, *SMALL_NETS, *names, '-b', '2', '3', *flags, *files) == 0
+    stored = json.loads((tmp_path / 'x.json').read_text())
+    assert stored['complete'] is True
+    assert stored['settings']['batch_size'] == [2, 3]
+    assert stored['environment']['threads']['intra_op'] == 1
+    assert [[row['name'] for row in table['rows']] for table in stored['tables']] == [names, names]
+    assert [table['rows'][0]['ratio'] for table in stored['tables']] == [1, 1]
+    assert stored['tables'][1]['rows'][1]['batch_size'] == 3
+    assert (tmp_path / 'x.png').read_bytes().startswith(b'\x89PNG')
+    assert 'batch 3' in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_compiled_operation(run_command, capsys):
+    flags = ['--op', 'ddf', 'compiled', '--channels', '8', '-b', '2', '--sizes', '7']
+    assert run_command(inference_time.main, *QUICK, *flags) == 0
+    assert capsys.readouterr().out.count('1.000\n') == 1
 
 
 @pytest.mark.parametrize(
@@ -33,29 +72,115 @@ def test_model_table(run_command, capsys, precision):
         (['--model', 'ddf_mul_resnet2'], "unknown model 'ddf_mul_resnet2': did you mean ddf_mul_resnet26"),
         (['--kernel-size', '2'], '--kernel-size: expected an odd number of at least 3, got 2'),
         (['--device', 'abacus'], "device 'abacus' cannot be used here"),
+        (['--op', 'ddf', '--model', 'resnet18'], '--op times the operation and --model times models: give one'),
+        (['--op', 'dff'], '--op: expected one of all, conv, depthwise, module, ddf, unfold, shifted, compiled'),
+        (['--sizes', '7', '8x0'], "--sizes: expected a side, HxW or BxCxHxW, such as 56 or 2x256x200x300, got '8x0'"),
+        (['--sizes', '2x256x200'], "got '2x256x200'"),
+        (['--sizes', '7', '--model', 'resnet18'], '--sizes is for maps, and --model times models'),
+        (['--img-size', '7'], '--img-size is for models, and none is given with --model'),
+        (['--torchcompile', 'inducto'], "got 'inducto' (did you mean inductor?)"),
+        (['--torchcompile-mode', 'default'], '--torchcompile-mode needs --torchcompile'),
+        (['--json', '/nonexistent/x.json'], '--json: cannot write /nonexistent/x.json: No such file or directory'),
+        (['--plot', 'x.txt'], "--plot: expected a name that ends with one of .png .pdf .svg, got 'x.txt'"),
+        (['--model', 'resnet18', '--accuracy-file', 'x.csv'], '--accuracy-file is for --plot, which is not given'),
+        (
+            ['--model', 'resnet18', '--plot', 'x.png', '--accuracy-file', 'no.csv'],
+            '--accuracy-file: cannot read no.csv',
+        ),
+        ([*SMALL_NETS, 'resnet26', '-b', '0'], '--batch-size: expected a list of integers of at least 1'),
     ],
 )
-def test_mistakes(run_command, capsys, flags, message):
+def test_mistakes(run_command, capsys, stand_ins, flags, message):
+    stand_ins({('', ''): None})
     assert run_command(inference_time.main, *flags) == 2
-    assert message in capsys.readouterr().err
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.count('\n') == 1
+    assert captured.out == ''
 
 
-def test_medians_of_passes_taken_in_turns(monkeypatch):
-    clock = [0.0]
-    monkeypatch.setattr('ddfnet.timing.time.perf_counter', lambda: clock[0])
-    order: list[str] = []
+def test_model_that_does_not_take_the_image(run_command, capsys, tmp_path):
+    """It is found in the model's own process, before the model that was fine is timed."""
+    target = tmp_path / 'x.json'
+    flags = [*QUICK, '--model', 'test_resnet', 'test_vit', '--img-size', '33', '-b', '1', '--json', target]
+    assert run_command(inference_time.main, *flags) == 2
+    captured = capsys.readouterr()
+    assert 'error: model VisionTransformer does not take a batch of 1 images of 3 x 33 x 33' in captured.err
+    assert 'batch 1' not in captured.out
+    assert not target.exists()
 
-    def candidate(name: str, durations: list[float]) -> Candidate:
-        passes = itertools.cycle(durations)
 
-        def run() -> None:
-            order.append(name)
-            clock[0] += next(passes)
+def test_flags_that_may_stand_alone():
+    benchmark = load_inference_config(['--op', '-b', '4', '8', '--torchcompile']).benchmark
+    assert (benchmark.op, benchmark.batch_size, benchmark.torchcompile) == (('all',), (4, 8), 'inductor')
+    benchmark = load_inference_config(['--torchcompile', 'eager', '--op', 'ddf', 'conv']).benchmark
+    assert (benchmark.op, benchmark.torchcompile) == (('ddf', 'conv'), 'eager')
 
-        return Candidate(name, run, samples=4)
 
-    candidates = [candidate('even', [2.0]), candidate('spiky', [1.0] * 9 + [100.0])]
-    even, spiky = time_candidates(candidates, 20.0, torch.device('cpu'))
-    assert (even.name, even.median, even.samples_per_s) == ('even', 2.0, 2.0)
-    assert spiky.median == 1.0
-    assert sum(first != second for first, second in itertools.pairwise(order)) >= 9
+def test_default_tables_are_those_of_the_paper():
+    tables = inference_time.operation_tables(BenchmarkConfig())
+    assert [table.title for table in tables] == [
+        '32 x 256 x 7 x 7, kernel 3',
+        '32 x 256 x 14 x 14, kernel 3',
+        '32 x 256 x 28 x 28, kernel 3',
+        '32 x 256 x 56 x 56, kernel 3',
+        '2 x 256 x 200 x 300, kernel 3',
+        '32 x 256 x 112 x 112, kernel 3',
+        '32 x 256 x 224 x 224, kernel 3',
+    ]
+    names = [row.job.name for row in tables[0].rows]
+    assert names == ['conv', 'depthwise', 'module', 'ddf', 'unfold', 'shifted']
+    everything = inference_time.operation_tables(BenchmarkConfig(op=('all',)))
+    assert [row.job.name for row in everything[0].rows] == [*names, 'compiled']
+
+
+def test_budget_leaves_out_what_is_larger(run_command, capsys, stand_ins):
+    stand_ins()
+    flags = ['--op', 'conv', '--sizes', '9', '7', '8', '--min-time', '50', '--budget', '10']
+    assert run_command(inference_time.main, *flags) == 0
+    blocks = capsys.readouterr().out.split('\n\n')
+    assert blocks[1].startswith('32 x 256 x 7 x 7, kernel 3\n')
+    assert (
+        blocks[2] == '32 x 256 x 8 x 8, kernel 3: left out: it would take about 50 s, more than is left of the budget'
+    )
+    assert blocks[3] == '32 x 256 x 9 x 9, kernel 3: left out: larger than the one above'
+    assert 'for what was left out: --sizes, or a larger --budget' in blocks[4]
+
+
+def test_interruption_reports_what_was_measured(run_command, capsys, tmp_path, stand_ins):
+    calls = []
+
+    def interrupted(seconds: float) -> list[float]:
+        calls.append(seconds)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return [0.1]
+
+    stand_ins({('resnet26', 'time'): interrupted})
+    flags = ['--model', 'resnet18', 'resnet26', '-b', '1', '2', '--json', tmp_path / 'x.json']
+    assert run_command(inference_time.main, *flags) == 130
+    captured = capsys.readouterr()
+    assert captured.err.splitlines() == ['batch 1: 2 rows', 'interrupted']
+    assert [line.split()[:3] for line in captured.out.splitlines()[-2:]] == [
+        ['resnet18', '3x8x8', '100.000'],
+        ['resnet26', '3x8x8', '100.000'],
+    ]
+    stored = json.loads((tmp_path / 'x.json').read_text())
+    assert stored['complete'] is False
+    assert [row['passes'] for row in stored['tables'][0]['rows']] == [2, 1]
+
+
+def test_failed_row_is_reported_after_the_others(run_command, capsys, stand_ins):
+    stand_ins({('resnet18', 'prepare'): WorkerFailure('KeyError: nothing there', 'Traceback of it')})
+    assert run_command(inference_time.main, '--model', 'resnet18', 'resnet26') == 1
+    captured = capsys.readouterr()
+    assert '  resnet18: KeyError: nothing there' in captured.out
+    assert '100.000' in captured.out
+    assert captured.err.splitlines() == ['batch 32: 2 rows', 'resnet18: Traceback of it']
+
+
+def test_threads_of_the_caller_stay(run_command, stand_ins):
+    stand_ins()
+    threads = torch.get_num_threads()
+    assert run_command(inference_time.main, '--model', 'resnet18', '--num-threads', '7') == 0
+    assert torch.get_num_threads() == threads
