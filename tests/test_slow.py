@@ -37,7 +37,7 @@ def test_wheel_of_an_isolated_build_carries_the_sources(tmp_path):
     assert wheel.name.endswith('py3-none-any.whl')  # without torch in the build there is nothing compiled in it
     shutil.unpack_archive(wheel, tmp_path / 'installed', 'zip')
     names = zipfile.ZipFile(wheel).namelist()
-    assert {'ddf/csrc/library.cpp', 'ddf/csrc/cpu/kernels.h', 'ddfnet/training/command.py'} <= set(names)
+    assert {'ddf/csrc/library.cpp', 'ddf/csrc/cpu/kernels.cpp', 'ddfnet/training/command.py'} <= set(names)
     assert not [name for name in names if name.startswith('tests/')]
     report = run(sys.executable, '-m', 'ddf', cwd=tmp_path / 'installed')
     assert report.startswith('ddf 0.1.0: compiled for cpu')

@@ -208,6 +208,7 @@ def main(command: str, argument: str, seed: str = '0') -> None:
     torch.use_deterministic_algorithms(True)  # fills what torch.empty gives with NaN
     for _ in range(int(argument)):
         call = random_call(choose)
+        print(call.label, flush=True)  # the last one is what a crash came of
         compare(replace(call, tensors=tuple(map(guarded, call.tensors))) if command == 'guard' else call)
     print(f'{argument} calls agree, {refuse_wrong_calls()} wrong calls were refused')
 

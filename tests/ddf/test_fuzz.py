@@ -57,7 +57,7 @@ def arrange(tensor, layout, dims):
         return torch.empty(tensor.numel() + 1, dtype=tensor.dtype)[1:].view(tensor.shape).copy_(tensor)
     if layout == 'expanded' and tensor.numel():
         for dim in dims:
-            tensor = tensor.narrow(dim, 0, 1).expand([*tensor.shape[:dim], tensor.shape[dim], *tensor.shape[dim + 1 :]])
+            tensor = tensor.narrow(dim, 0, 1).expand(tensor.shape)
     return tensor
 
 

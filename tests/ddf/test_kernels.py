@@ -134,7 +134,7 @@ UNREACHED = [
 
 
 def test_every_element_is_written(monkeypatch):
-    """Uninitialised memory holds NaN here, also where no tap touches the map."""
+    """Uninitialised memory, the kernels' results among it, holds NaN here; also where no tap touches the map."""
     monkeypatch.setattr(torch.utils.deterministic, 'fill_uninitialized_memory', True)
     torch.use_deterministic_algorithms(True)
     try:
