@@ -1,8 +1,8 @@
 // Gradients of both filters: what the kernels of both layouts share.
 //
-// With u = grad_output * input at a tap, the spatial filter's gradient is the sum of channel_filter * u over channels and
-// the channel filter's the sum of spatial_filter * u over pixels ('add': of u): both are taken in one pass. A task is
-// a tile of output rows and columns of one head and of all images that share the spatial filter; it alone writes its
+// With u = grad_output * input at a tap, the spatial filter's gradient is the sum of channel_filter * u over channels
+// and the channel filter's the sum of spatial_filter * u over pixels ('add': of u): both are taken in one pass. A task
+// is a tile of output rows and columns of one head and of all images that share the spatial filter; it alone writes its
 // part of grad_spatial, and a partial sum of grad_channel. The tiles depend on the shapes alone, and the partial sums
 // are added in one order, so the results do not depend on the number of threads.
 #pragma once
@@ -30,26 +30,25 @@ struct GradientTiling {
 
 template <typename A>
 GradientTiling make_gradient_tiling(const Call& call) {
-
-    constexpr int64_t kRowElements = 1 << 13, kTileElements = 12 << 10, kWantedTasks = 16, kFewestRows = 8;
-    const int64_t taps = call.kernel_size * call.kernel_size, lanes = kLanes<A>;
-    GradientTiling tiling;
-    tiling.columns = smaller(call.out_width, larger<int64_t>(kRowElements / taps / lanes, 4) * lanes);
-    tiling.column_tiles = ceil_divide(call.out_width, tiling.columns);
-    const int64_t fitting = kTileElements / (taps * round_up(tiling.columns, lanes));
-    const int64_t others = call.spatial_batch * call.head * tiling.column_tiles;
-    const int64_t wanted = larger(ceil_divide(call.out_height * others, kWantedTasks), kFewestRows);
-    tiling.rows = smaller(larger<int64_t>(smaller(fitting, wanted), 1), call.out_height);
-    tiling.row_tiles = ceil_divide(call.out_height, tiling.rows);
-    tiling.rows = ceil_divide(call.out_height, tiling.row_tiles);
-    return tiling;
-  }
+  constexpr int64_t kRowElements = 1 << 13, kTileElements = 12 << 10, kWantedTasks = 16, kFewestRows = 8;
+  const int64_t taps = call.kernel_size * call.kernel_size, lanes = kLanes<A>;
+  GradientTiling tiling;
+  tiling.columns = smaller(call.out_width, larger<int64_t>(kRowElements / taps / lanes, 4) * lanes);
+  tiling.column_tiles = ceil_divide(call.out_width, tiling.columns);
+  const int64_t fitting = kTileElements / (taps * round_up(tiling.columns, lanes));
+  const int64_t others = call.spatial_batch * call.head * tiling.column_tiles;
+  const int64_t wanted = larger(ceil_divide(call.out_height * others, kWantedTasks), kFewestRows);
+  tiling.rows = smaller(larger<int64_t>(smaller(fitting, wanted), 1), call.out_height);
+  tiling.row_tiles = ceil_divide(call.out_height, tiling.rows);
+  tiling.rows = ceil_divide(call.out_height, tiling.row_tiles);
+  return tiling;
+}
 
 // Brings a tile of the spatial filter's gradient, rows (taps, pitch), to its place; through FilterNorm where it is part
 // of the call, which takes `scratch` of the same size for the logits.
 template <typename T, typename A>
-void store_spatial_gradient(const Call& call, const AxisSet& rows, const AxisSet& columns,
-                            Range row_range, Range column_range, int64_t image, int64_t head, A* scratch, A* gradient) {
+void store_spatial_gradient(const Call& call, const AxisSet& rows, const AxisSet& columns, Range row_range,
+                            Range column_range, int64_t image, int64_t head, A* scratch, A* gradient) {
   const int64_t taps = call.kernel_size * call.kernel_size, pitch = round_up(column_range.size(), kLanes<A>);
   if (call.normalize) {
     Call raw = call;

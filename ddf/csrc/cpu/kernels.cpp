@@ -1,8 +1,8 @@
 // The kernels of one instruction set; compiled once for each, free of torch.
-#include "planes_filter_gradients.h"
-#include "planes_gather.h"
 #include "pixels_filter_gradients.h"
 #include "pixels_gather.h"
+#include "planes_filter_gradients.h"
+#include "planes_gather.h"
 
 #ifndef DDF_CPU_CAPABILITY
 #define DDF_CPU_CAPABILITY default
@@ -44,9 +44,8 @@ void gather(const Call& call, const AxisSet& rows, const AxisSet& columns, const
 void forward(const Call& call) {
   const Axis rows = forward_axis(call.height, call.out_height, call.kernel_size, call.dilation, call.stride);
   const Axis columns = forward_axis(call.width, call.out_width, call.kernel_size, call.dilation, call.stride);
-  dispatch(call, [&]<typename T>(T) {
-    gather<T>(call, AxisSet(&rows, 1), AxisSet(&columns, 1), call.input, call.output);
-  });
+  dispatch(call,
+           [&]<typename T>(T) { gather<T>(call, AxisSet(&rows, 1), AxisSet(&columns, 1), call.input, call.output); });
 }
 
 void input_gradient(const Call& call) {
@@ -61,9 +60,7 @@ void input_gradient(const Call& call) {
         gradient_axis(call.width, call.out_width, call.kernel_size, call.dilation, call.stride, phase);
   }
   const AxisSet rows(axes, row_phases), columns(axes + row_phases, column_phases);
-  dispatch(call, [&]<typename T>(T) {
-    gather<T>(call, rows, columns, call.output, call.grad_input);
-  });
+  dispatch(call, [&]<typename T>(T) { gather<T>(call, rows, columns, call.output, call.grad_input); });
 }
 
 void filter_gradients(const Call& call) {

@@ -34,18 +34,59 @@ inline Range outputs_on_map(const Axis& axis, Range taps) {
 
 // The channel filters of one image at the taps of both axes, to (taps, channels).
 template <typename T, typename A>
-DDF_NOINLINE void load_filters_by_tap(const Call& call, const Axis& rows, const Axis& columns, int64_t image, Range channels,
-                         A* to) {
+DDF_NOINLINE void load_filters_by_tap(const Call& call, const Axis& rows, const Axis& columns, int64_t image,
+                                      Range channels, A* to) {
   const Array& filter = call.channel_filter;
   for (int64_t n = 0; n < rows.taps; ++n) {
     for (int64_t m = 0; m < columns.taps; ++m, to += channels.size()) {
-      const T* tap = at<const T>(filter, image, channels.begin) +
-                     (rows.first_tap + n * rows.tap_step) * filter.row +
+      const T* tap = at<const T>(filter, image, channels.begin) + (rows.first_tap + n * rows.tap_step) * filter.row +
                      (columns.first_tap + m * columns.tap_step) * filter.column;
       copy_strided(to, 1, tap, filter.channel, channels.size());
     }
   }
 }
+
+// The map that a tile of output rows reads: for row r of the tile and tap row n, column x and a channel, the value at
+// data + r * row + n * tap_row + x * column + channel. Half precision is converted once, into scratch, not at every
+// tap.
+template <typename T>
+class PixelRows {
+  using A = typename Computed<T>::type;
+
+ public:
+  const A* data = nullptr;
+  int64_t row = 0, tap_row = 0, column = 0;
+
+  static int64_t scratch_size(const Call& call, const AxisSet& rows, const Axis& columns, int64_t tile_rows) {
+    if (__is_same(T, A)) return 0;
+    return RowSlots(rows, {0, tile_rows}).count * columns.source_size * call.channels;
+  }
+
+  PixelRows(const Call& call, const AxisSet& rows, const Axis& columns, Range range, const Array& source, int64_t image,
+            A* scratch) {
+    const T* map = at<const T>(source, image, 0);
+    if constexpr (__is_same(T, A)) {
+      data = map + (rows[0].source_origin + range.begin * rows[0].source_step) * source.row;
+      row = rows[0].source_step * source.row;
+      tap_row = rows[0].source_tap_step * source.row;
+      column = source.column;
+    } else {
+      const RowSlots slots(rows, range);
+      const int64_t line = columns.source_size * call.channels;
+      for (int64_t slot = 0; slot < slots.count; ++slot) {
+        const int64_t y = slots.source_row(slot);
+        if (y < 0 || y >= rows[0].source_size) continue;
+        for (int64_t x = 0; x < columns.source_size; ++x) {
+          copy(scratch + slot * line + x * call.channels, map + y * source.row + x * source.column, call.channels);
+        }
+      }
+      data = scratch;
+      row = slots.row_step * line;
+      tap_row = slots.tap_step(0) * line;
+      column = call.channels;
+    }
+  }
+};
 
 }  // namespace
 }  // namespace ddf

@@ -145,8 +145,8 @@ class PixelGradientWorker {
     const Range columns{larger(served.begin, column_range_.begin), smaller(served.end, column_range_.end)};
     const int64_t tap = (n * columns_.taps + m) * per_head();
     const int64_t source_row = rows_.source_origin + row * rows_.source_step + n * rows_.source_tap_step;
-    const int64_t source_column = columns_.source_origin + columns.begin * columns_.source_step +
-                                  m * columns_.source_tap_step;
+    const int64_t source_column =
+        columns_.source_origin + columns.begin * columns_.source_step + m * columns_.source_tap_step;
     const int64_t spatial = spatial_.data - weights_ + n * spatial_.tap_row + m * spatial_.tap_column +
                             (row - row_range_.begin) * spatial_.row + columns.begin - column_range_.begin;
     TapRun<T, A> run{};

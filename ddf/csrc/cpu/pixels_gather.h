@@ -13,7 +13,7 @@ namespace {
 // A run of pixels of one output row; distances in elements.
 template <typename T, typename A>
 struct PixelRun {
-  const T* source;  // at the first pixel, tap (0, 0), which may lie off the map
+  const A* source;  // at the first pixel, tap (0, 0), which may lie off the map
   int64_t source_pixel, source_tap_row, source_tap_column;
   SpatialView<A> spatial;  // data at the first pixel
   const A* channel_filter;
@@ -29,7 +29,7 @@ DDF_INLINE void gather_pixels(const PixelRun<T, A>& run, int64_t channel) {
   Vector<A> sums[pixels][vectors] = {}, earlier_rows[pixels][vectors] = {};
   for (int64_t n = run.tap_rows.begin; n < run.tap_rows.end; ++n) {
     for (int64_t m = run.tap_columns.begin; m < run.tap_columns.end; ++m) {
-      const T* x = run.source + n * run.source_tap_row + m * run.source_tap_column + channel;
+      const A* x = run.source + n * run.source_tap_row + m * run.source_tap_column + channel;
       const A* s = run.spatial.data + n * run.spatial.tap_row + m * run.spatial.tap_column;
       const A* c = run.channel_filter + n * run.filter_tap_row + m * run.filter_tap_column + channel;
       Vector<A> spatial[pixels];
@@ -86,8 +86,10 @@ class PixelWorker {
     const int64_t filter_size = round_up(rows.taps * columns.taps * call.channels, kLanes<A>);
     const int64_t spatial =
         in_place() ? 0 : SpatialTile<T>(call, row_set_, column_set_, {0, tile_rows}, {0, columns.outputs}).size();
-    filters_ = thread_scratch<A>(filter_size + spatial + 1);
+    filters_ =
+        thread_scratch<A>(filter_size + spatial + PixelRows<T>::scratch_size(call, row_set_, columns, tile_rows));
     spatial_scratch_ = filters_ + filter_size;
+    source_scratch_ = spatial_scratch_ + spatial;
   }
 
   void run(int64_t task) {
@@ -98,9 +100,12 @@ class PixelWorker {
     }
     loaded_image_ = image;
     const Range range{tile * tile_rows_, smaller((tile + 1) * tile_rows_, rows_.outputs)};
+    const PixelRows<T> source(call_, row_set_, columns_, range, source_, image, source_scratch_);
     for (int64_t head = 0; head < call_.head; ++head) {
       const SpatialView<A> spatial = view(image, head, range);
-      for (int64_t row = range.begin; row < range.end; ++row) run_row(image, head, row, spatial, row - range.begin);
+      for (int64_t row = range.begin; row < range.end; ++row) {
+        run_row(image, head, row, source, spatial, row - range.begin);
+      }
     }
   }
 
@@ -117,21 +122,20 @@ class PixelWorker {
     return tile.view(0, 0, spatial_scratch_);
   }
 
-  void run_row(int64_t image, int64_t head, int64_t row, const SpatialView<A>& spatial, int64_t tile_row) {
+  void run_row(int64_t image, int64_t head, int64_t row, const PixelRows<T>& map, const SpatialView<A>& spatial,
+               int64_t tile_row) {
     const int64_t first = head * (call_.channels / call_.head);
     PixelRun<T, A> run{};
-    run.source_pixel = columns_.source_step * source_.column;
-    run.source_tap_row = rows_.source_tap_step * source_.row;
-    run.source_tap_column = columns_.source_tap_step * source_.column;
+    run.source_pixel = columns_.source_step * map.column;
+    run.source_tap_row = map.tap_row;
+    run.source_tap_column = columns_.source_tap_step * map.column;
     run.spatial = spatial;
     run.channel_filter = filters_ + first;
     run.filter_tap_row = columns_.taps * call_.channels;
     run.filter_tap_column = call_.channels;
     run.output_pixel = columns_.output_step * output_.column;
     run.tap_rows = taps_on_map(rows_, row);
-    const T* source = at<const T>(source_, image, first) +
-                      (rows_.source_origin + row * rows_.source_step) * source_.row +
-                      columns_.source_origin * source_.column;
+    const A* source = map.data + tile_row * map.row + columns_.source_origin * map.column + first;
     T* output = at<T>(output_, image, first) + (rows_.output_origin + row * rows_.output_step) * output_.row +
                 columns_.output_origin * output_.column;
     for (int64_t column = 0; column < columns_.outputs;) {
@@ -158,7 +162,7 @@ class PixelWorker {
   const int64_t tile_rows_;
   const Array &source_, &output_;
   const Range inner_;  // the output columns for which every tap meets the map
-  A *filters_, *spatial_scratch_;
+  A *filters_, *spatial_scratch_, *source_scratch_;
   int64_t loaded_image_ = -1;
 };
 
@@ -168,7 +172,10 @@ void gather_all_pixels(const Call& call, const Axis& rows, const Axis& columns, 
   if (rows.outputs == 0 || columns.outputs == 0) return;
   // rows of one task share what the spatial filter's copy costs at their borders
   const int64_t wanted = ceil_divide(call.batch * rows.outputs, 4 * call.threads);
-  const int64_t tile_rows = smaller(larger<int64_t>(smaller<int64_t>(wanted, 8), 1), rows.outputs);
+  int64_t tile_rows = smaller(larger<int64_t>(smaller<int64_t>(wanted, 8), 1), rows.outputs);
+  const AxisSet row_set(&rows, 1);
+  // and what its conversion costs there, but the copy should stay in the cache
+  while (tile_rows > 1 && PixelRows<T>::scratch_size(call, row_set, columns, tile_rows) > (96 << 10)) --tile_rows;
   parallel(call, call.batch * ceil_divide(rows.outputs, tile_rows), [&](int64_t begin, int64_t end) {
     PixelWorker<T> worker(call, rows, columns, tile_rows, source, output);
     for (int64_t task = begin; task < end; ++task) worker.run(task);

@@ -64,7 +64,7 @@ DDF_NOINLINE void load_plane(const RowSlots& row_slots, int64_t height, const Co
 // (channels, taps), where it is often found without a copy; any other as (taps, channels).
 template <typename T, typename A>
 DDF_NOINLINE const A* load_channel_filters(const Array& filter, const T* from, const Axis& rows, const Axis& columns,
-                              int64_t channels, int64_t known_taps, A* to) {
+                                           int64_t channels, int64_t known_taps, A* to) {
   const int64_t taps = known_taps * known_taps;
   if constexpr (__is_same(T, A)) {
     if (known_taps > 0 && rows.tap_step == 1 && columns.tap_step == 1 && filter.column == 1 &&

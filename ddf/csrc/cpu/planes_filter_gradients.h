@@ -15,8 +15,8 @@ struct GradientTile {
   int64_t source_channel, source_row, source_tap_row;
   const A* grad;
   int64_t grad_channel;
-  const A* weights;   // (rows, taps, pitch), as is
-  A* weight_sums;     // the gradient of the spatial filter so far
+  const A* weights;  // (rows, taps, pitch), as is
+  A* weight_sums;    // the gradient of the spatial filter so far
   int64_t pitch, tile_row;
   const A* channel_filter;  // as load_channel_filters leaves it
   Vector<A>* channel_sums;  // (taps, channels): the gradient of the channel filter so far, lane by lane
@@ -68,8 +68,8 @@ DDF_NOINLINE void add_rows(const GradientTile<A>& tile, const Axis& rows, const 
       const int64_t plane = ((rows.first_tap + n) * kernel_size + columns.first_tap + m) * tile.pitch;
       add_tap<combine, channels>(tile, tile.source + n * tile.source_tap_row + column_slots.offset(0, m),
                                  tile.weights + plane, tile.weight_sums + plane,
-                                 tile.channel_filter + (known > 0 ? index / channels : index), known > 0 ? known * known : 1,
-                                 tile.channel_sums + index, range);
+                                 tile.channel_filter + (known > 0 ? index / channels : index),
+                                 known > 0 ? known * known : 1, tile.channel_sums + index, range);
     }
   }
 }
@@ -142,12 +142,21 @@ class FilterGradientWorker {
                      call_.output.column, column_range_.size());
       }
     }
-    const A* filter = load_channel_filters(call_.channel_filter, at<const T>(call_.channel_filter, image, channel),
-                                           rows_[0], columns_[0], channels,
-                                           known_taps<A, channels>(rows_[0], columns_[0]), filter_);
+    const A* filter =
+        load_channel_filters(call_.channel_filter, at<const T>(call_.channel_filter, image, channel), rows_[0],
+                             columns_[0], channels, known_taps<A, channels>(rows_[0], columns_[0]), filter_);
     __builtin_memset(channel_sums_, 0, channels * rows_[0].taps * columns_[0].taps * sizeof(Vector<A>));
-    GradientTile<A> tile{source_, plane, slots.row_step * column_slots.pitch, slots.tap_step(0) * column_slots.pitch,
-                         grad_, grad_plane, weights_, weight_sums_, pitch_, taps() * pitch_, filter,
+    GradientTile<A> tile{source_,
+                         plane,
+                         slots.row_step * column_slots.pitch,
+                         slots.tap_step(0) * column_slots.pitch,
+                         grad_,
+                         grad_plane,
+                         weights_,
+                         weight_sums_,
+                         pitch_,
+                         taps() * pitch_,
+                         filter,
                          reinterpret_cast<Vector<A>*>(channel_sums_)};
     const int64_t rows_at_once = larger<int64_t>(48 * kLanes<A> / pitch_, 1);
     for (int64_t row = 0; row < row_range_.size(); row += rows_at_once) {

@@ -126,8 +126,9 @@ class GatherWorker {
     tile.source_row = row_slots_.row_step * pitch;
     tile.weights = spatial.data;
     tile.weight_row = spatial.row;
-    tile.channel_filter = load_channel_filters(call_.channel_filter, at<const T>(call_.channel_filter, image_, channel),
-                                               rows, columns, channels, known_taps<A, channels>(rows, columns), filter_);
+    tile.channel_filter =
+        load_channel_filters(call_.channel_filter, at<const T>(call_.channel_filter, image_, channel), rows, columns,
+                             channels, known_taps<A, channels>(rows, columns), filter_);
     if (writes_directly()) {
       tile.output = at<A>(output_, image_, channel) + row_range_.begin * output_.row;
       tile.output_channel = output_.channel;
@@ -156,12 +157,13 @@ class GatherWorker {
     gather_group<combine, 0, channels>(taps, tile, row_count, column_count);
   }
 
-  // Whether vectors may go straight to the tensor and run over the end of a row: into rows of the same task.
-  bool writes_directly() const {
-    return __is_same(A, T) && rows_.count == 1 && columns_.count == 1 && columns_[0].output_step == 1 &&
-           rows_[0].output_step == 1 && tiling_.column_tiles == 1 && output_.column == 1 &&
-           output_.row == columns_.outputs();
+  // Whether vectors may run over the end of a row in the tensor: into the next row, which the same task writes later.
+  bool may_run_over() const {
+    return rows_.count == 1 && columns_.count == 1 && columns_[0].output_step == 1 && rows_[0].output_step == 1 &&
+           tiling_.column_tiles == 1 && output_.column == 1 && output_.row == columns_.outputs();
   }
+
+  bool writes_directly() const { return __is_same(A, T) && may_run_over(); }
 
   int64_t output_pitch() const { return round_up(column_range_.size(), kLanes<A>); }
   int64_t output_plane() const { return row_range_.size() * output_pitch(); }
@@ -174,7 +176,14 @@ class GatherWorker {
     for (int i = 0; i < channels; ++i) {
       T* plane = at<T>(output_, image_, channel + i);
       const A* from = output_scratch_ + i * output_plane();
-      for (int64_t row = row_range_.begin; row < end; ++row, from += output_pitch()) {
+      int64_t row = row_range_.begin;
+      if (may_run_over()) {
+        for (; row + 1 < end && column_range_.size() >= kLanes<A>; ++row, from += output_pitch()) {
+          T* to = plane + row * output_.row;
+          for (int64_t x = 0; x < column_range_.size(); x += kLanes<A>) store(to + x, load(from + x));
+        }
+      }
+      for (; row < end; ++row, from += output_pitch()) {
         store_row(from, plane + (rows.output_origin + row * rows.output_step) * output_.row);
       }
     }

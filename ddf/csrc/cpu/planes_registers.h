@@ -1,5 +1,5 @@
-// The inner loop over contiguous rows in scratch. The accumulators of a register tile (channels x rows x vectors) stay in
-// registers over all taps, and every vector of the spatial filter serves all channels of the group.
+// The inner loop over contiguous rows in scratch. The accumulators of a register tile (channels x rows x vectors) stay
+// in registers over all taps, and every vector of the spatial filter serves all channels of the group.
 #pragma once
 
 #include "call.h"
@@ -19,10 +19,10 @@ DDF_INLINE V tap_weight(V channel, V spatial) {
 
 // Where the taps read, relative to an output's place in scratch.
 struct TapOffsets {
-  int64_t rows, columns;              // how many taps
-  int64_t source_row, weight_row;     // from one tap row to the next
-  const int64_t* source_column;       // of each tap column
-  int64_t weight_column;              // from one tap column to the next
+  int64_t rows, columns;           // how many taps
+  int64_t source_row, weight_row;  // from one tap row to the next
+  const int64_t* source_column;    // of each tap column
+  int64_t weight_column;           // from one tap column to the next
 };
 
 // A group of channels in scratch and where its outputs go; distances in elements.

@@ -51,7 +51,8 @@ void parallel(const Call& call, int64_t tasks, const Body& body) {
   });
 }
 
-// Calls body with the call's Combine as a template argument. The inner loops are made for each, what is around them once.
+// Calls body with the call's Combine as a template argument. The inner loops are made for each, what is around them
+// once.
 template <typename Body>
 void with_combine(const Call& call, const Body& body) {
   if (call.combine == Combine::mul) {

@@ -57,9 +57,9 @@ DDF_NOINLINE void normalize_row(A* row, int64_t taps, int64_t pitch, A gain) {
 }
 
 // Turns the gradient of normalised taps into that of the logits, in place. With z the deviations and d their standard
-// deviation: n = gain * z / (d + eps), so dL/dz = gain / (d + eps) * (g - z * sum(g * z) / ((d + eps) * d * (k*k - 1))),
-// and the mean's part is taken off. Equal taps have z = 0 and no second term; their 1 / eps is too large for float16,
-// which asks for zero there.
+// deviation: n = gain * z / (d + eps), so dL/dz = gain / (d + eps) * (g - z * sum(g * z) / ((d + eps) * d * (k*k -
+// 1))), and the mean's part is taken off. Equal taps have z = 0 and no second term; their 1 / eps is too large for
+// float16, which asks for zero there.
 template <typename A>
 DDF_NOINLINE void normalize_row_gradient(A* logits, A* gradient, int64_t taps, int64_t pitch, A gain,
                                          bool zero_where_equal) {
@@ -92,8 +92,8 @@ struct SpatialView {
 
 // Copies row `row` of one head's filter at columns [column, column + count) to (taps, pitch).
 template <typename T, typename A>
-DDF_NOINLINE void load_spatial_row(const Call& call, const T* filter, int64_t row, int64_t column, int64_t count, int64_t pitch,
-                      A* to) {
+DDF_NOINLINE void load_spatial_row(const Call& call, const T* filter, int64_t row, int64_t column, int64_t count,
+                                   int64_t pitch, A* to) {
   const int64_t taps = call.kernel_size * call.kernel_size;
   const int64_t begin = smaller(larger<int64_t>(-column, 0), count);
   const int64_t end = larger(smaller(call.out_width - column, count), begin);
@@ -117,7 +117,8 @@ class SpatialTile {
   using A = typename Computed<T>::type;
 
  public:
-  DDF_NOINLINE SpatialTile(const Call& call, const AxisSet& rows, const AxisSet& columns, Range row_range, Range column_range)
+  DDF_NOINLINE SpatialTile(const Call& call, const AxisSet& rows, const AxisSet& columns, Range row_range,
+                           Range column_range)
       : call_(&call), rows_(&rows), columns_(&columns), slots_(rows, row_range) {
     const ColumnSlots column_slots(columns, column_range, kLanes<A>);
     const bool at_source = rows.weights_at_source();

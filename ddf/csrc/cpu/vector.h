@@ -247,6 +247,11 @@ DDF_INLINE void copy(To* to, const From* from, int64_t count) {
 template <typename To, typename From>
 DDF_NOINLINE void copy_strided(To* to, int64_t to_stride, const From* from, int64_t from_stride, int64_t count) {
   if (to_stride == 1 && from_stride == 1) return copy(to, from, count);
+  if (to_stride == 1 && from_stride == 0 && count > 0) {
+    Conversion<To, 1>::store(to, Conversion<From, 1>::load(from));
+    for (int64_t i = 1; i < count; ++i) to[i] = to[0];
+    return;
+  }
   for (int64_t i = 0; i < count; ++i) {
     Conversion<To, 1>::store(to + i * to_stride, Conversion<From, 1>::load(from + i * from_stride));
   }
