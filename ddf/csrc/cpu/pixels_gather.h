@@ -166,16 +166,26 @@ class PixelWorker {
   int64_t loaded_image_ = -1;
 };
 
+// Rows of one task share what the copies to scratch cost at their borders, as far as the copies stay in the cache.
+template <typename T>
+int64_t rows_of_a_tile(const Call& call, const Axis& rows, const Axis& columns) {
+  constexpr int64_t kMostRows = 8, kScratchElements = 96 << 10;
+  const AxisSet row_set(&rows, 1), column_set(&columns, 1);
+  const auto scratch = [&](int64_t tile_rows) {
+    return PixelRows<T>::scratch_size(call, row_set, columns, tile_rows) +
+           SpatialTile<T>(call, row_set, column_set, {0, tile_rows}, {0, columns.outputs}).size();
+  };
+  const int64_t for_every_thread = ceil_divide(call.batch * rows.outputs, 4 * call.threads);
+  int64_t tile_rows = smaller(smaller(for_every_thread, kMostRows), rows.outputs);
+  while (tile_rows > 1 && scratch(tile_rows) > kScratchElements) --tile_rows;
+  return tile_rows;
+}
+
 template <typename T>
 void gather_all_pixels(const Call& call, const Axis& rows, const Axis& columns, const Array& source,
                        const Array& output) {
   if (rows.outputs == 0 || columns.outputs == 0) return;
-  // rows of one task share what the spatial filter's copy costs at their borders
-  const int64_t wanted = ceil_divide(call.batch * rows.outputs, 4 * call.threads);
-  int64_t tile_rows = smaller(larger<int64_t>(smaller<int64_t>(wanted, 8), 1), rows.outputs);
-  const AxisSet row_set(&rows, 1);
-  // and what its conversion costs there, but the copy should stay in the cache
-  while (tile_rows > 1 && PixelRows<T>::scratch_size(call, row_set, columns, tile_rows) > (96 << 10)) --tile_rows;
+  const int64_t tile_rows = rows_of_a_tile<T>(call, rows, columns);
   parallel(call, call.batch * ceil_divide(rows.outputs, tile_rows), [&](int64_t begin, int64_t end) {
     PixelWorker<T> worker(call, rows, columns, tile_rows, source, output);
     for (int64_t task = begin; task < end; ++task) worker.run(task);
