@@ -133,6 +133,21 @@ UNREACHED = [
 ]
 
 
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last], ids=str)
+def test_sums_over_large_maps_round_little(memory_format):
+    generator = torch.Generator().manual_seed(0)
+    # all of one sign: a sum of floats taken one after another is off by more than that
+    grad, input = (
+        torch.rand(16, 32, 28, 28, generator=generator).contiguous(memory_format=memory_format) for _ in range(2)
+    )
+    filters = torch.rand(16, 32, 3, 3, generator=generator), torch.rand(16, 9, 28, 28, generator=generator)
+    settings = 1, 1, 1, 'mul', None
+    found = operators.filter_gradients(grad, input, *filters, *settings)
+    exact = reference.filter_gradients(*(tensor.double() for tensor in (grad, input, *filters)), *settings)
+    for gradient, expected in zip(found, exact):
+        assert (gradient - expected).abs().max() <= 1e-6 * expected.abs().max()
+
+
 def test_every_element_is_written(monkeypatch):
     """Uninitialised memory, the kernels' results among it, holds NaN here; also where no tap touches the map."""
     monkeypatch.setattr(torch.utils.deterministic, 'fill_uninitialized_memory', True)

@@ -33,19 +33,19 @@ struct PixelPointers {
 template <Combine combine, int pixels, typename T, typename A, typename Keep>
 DDF_INLINE void add_channels(const PixelPointers<pixels, T, A>& at, int64_t channel, const Vector<A> (&spatial)[pixels],
                              Vector<A> (&sums)[pixels], const Keep& keep) {
-  Vector<A> channel_sum = load(at.channel_sums + channel);
+  Vector<A> over_pixels{};
   const Vector<A> filter = load(at.channel_filter + channel);
   for (int p = 0; p < pixels; ++p) {
     const Vector<A> u = keep(load(at.grad[p] + channel) * load(at.source[p] + channel));
     if constexpr (combine == Combine::mul) {
       sums[p] += filter * u;
-      channel_sum += spatial[p] * u;
+      over_pixels += spatial[p] * u;
     } else {
       sums[p] += u;
-      channel_sum += u;
+      over_pixels += u;
     }
   }
-  store(at.channel_sums + channel, channel_sum);
+  store(at.channel_sums + channel, load(at.channel_sums + channel) + over_pixels);
 }
 
 template <Combine combine, int pixels, typename T, typename A>
@@ -91,11 +91,12 @@ class PixelGradientWorker {
     const Range row_range{0, tiling.rows}, column_range{0, tiling.columns};
     const int64_t tile = SpatialTile<T>(call, row_set_, column_set_, row_range, column_range).size();
     const int64_t filters = round_up(rows.taps * columns.taps * per_head(), kLanes<A>);
-    A* scratch = thread_scratch<A>(2 * tile + 2 * filters);
+    A* scratch = thread_scratch<A>(2 * tile + 3 * filters);
     weights_ = scratch;
     weight_sums_ = weights_ + tile;
     filters_ = weight_sums_ + tile;
     channel_sums_ = filters_ + filters;
+    recent_sums_ = channel_sums_ + filters;
   }
 
   void run(int64_t task) {
@@ -126,10 +127,21 @@ class PixelGradientWorker {
   void add_image(int64_t image, int64_t head) {
     const Range channels{head * per_head(), (head + 1) * per_head()};
     load_filters_by_tap<T>(call_, rows_, columns_, image, channels, filters_);
-    __builtin_memset(channel_sums_, 0, rows_.taps * columns_.taps * per_head() * sizeof(A));
+    const int64_t sums = rows_.taps * columns_.taps * per_head();
+    __builtin_memset(channel_sums_, 0, sums * sizeof(A));
+    __builtin_memset(recent_sums_, 0, sums * sizeof(A));
     source_ = at<const T>(call_.input, image, channels.begin);
     grad_ = at<const T>(call_.output, image, channels.begin);
-    for (int64_t row = row_range_.begin; row < row_range_.end; ++row) add_row(row);
+    int64_t recent_pixels = 0;
+    for (int64_t row = row_range_.begin; row < row_range_.end; ++row) {
+      add_row(row);
+      recent_pixels += column_range_.size();
+      if (recent_pixels < 128 && row + 1 < row_range_.end) continue;
+      // sums of a few pixels are added as a whole, which keeps the rounding errors of large maps small
+      for (int64_t i = 0; i < sums; ++i) channel_sums_[i] += recent_sums_[i];
+      __builtin_memset(recent_sums_, 0, sums * sizeof(A));
+      recent_pixels = 0;
+    }
   }
 
   void add_row(int64_t row) {
@@ -157,7 +169,7 @@ class PixelGradientWorker {
     run.weights = weights_ + spatial;
     run.weight_sums = weight_sums_ + spatial;
     run.channel_filter = filters_ + tap;
-    run.channel_sums = channel_sums_ + tap;
+    run.channel_sums = recent_sums_ + tap;
     int64_t left = columns.size();
     for (; left >= 4; left -= 4) add_run<4>(run);
     if (left >= 2) {
@@ -193,7 +205,7 @@ class PixelGradientWorker {
   const AxisSet row_set_, column_set_;
   const GradientTiling& tiling_;
   A* partial_sums_;
-  A *weights_, *weight_sums_, *filters_, *channel_sums_;
+  A *weights_, *weight_sums_, *filters_, *channel_sums_, *recent_sums_;
   Range row_range_{0, 0}, column_range_{0, 0};
   SpatialView<A> spatial_{};
   const T *source_ = nullptr, *grad_ = nullptr;
