@@ -1,0 +1,130 @@
+"""Measures the cases of the networks' rows, each after a comparison with a copy in float64."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import ddfnet  # noqa: F401  registers the models
+from benchmarks.interleaved import take_turns
+from benchmarks.requirements import Measurement, Setting
+from ddf import operators, reference
+from ddfnet.timing import Pass
+
+_TOLERANCE = 1e-4  # of float32 over the whole depth, relative to the largest value; rounding comes to 1e-5
+_IMAGES_COMPARED = 2
+_SMALL = (4, 3, 64, 64)
+
+
+@dataclass
+class NetworkBench:
+    """Measures cases.
+
+    Attributes:
+        seconds: Time for each network of a case.
+        rounds: Turns that it is divided into.
+        model: Name of the DDF network.
+        img_size: Side of its images in pixels.
+    """
+
+    seconds: float
+    rounds: int
+    model: str
+    img_size: int
+
+    @property
+    def baseline(self) -> str:
+        """timm's network of the same depth."""
+        return self.model.rpartition('_')[2]
+
+    def measure(self, _: str, setting: Setting) -> Measurement:
+        """Refused, without a time, where any result is wrong."""
+        passes, faults = {}, []
+        for name in (self.model, self.baseline):
+            passes[name], fault = self._pass(name, setting)
+            faults += [f'{name}: {fault}'] if fault else []
+        if faults:
+            return Measurement(str(setting), fault='; '.join(faults), refused=True)
+        turns = take_turns(passes, self.seconds, self.rounds)
+        names = self.model, self.baseline
+        times = {name: turns.statistics(name) for name in names}
+        return Measurement(str(setting), turns.ratio(*names), turns.spread(*names), times=times)
+
+    def _pass(self, name: str, setting: Setting) -> tuple[Pass, str]:
+        """The pass to time, and what is wrong with its results."""
+        memory_format = torch.channels_last if setting.channels_last else torch.contiguous_format
+        model = timm.create_model(name, zero_init_last=False).to(memory_format=memory_format)
+        images = torch.randn(setting.batch_size, 3, self.img_size, self.img_size).to(memory_format=memory_format)
+        if setting.train:
+            return _training_step(model.train(), images), _gradient_fault(name, memory_format)
+        model.eval()
+        run = _inference(torch.compile(model, dynamic=False) if setting.compiled else model, images)
+        return run, _logits_fault(model, images[:_IMAGES_COMPARED], run()[:_IMAGES_COMPARED])
+
+
+def _inference(model: Callable[[Tensor], Tensor], images: Tensor) -> Callable[[], Tensor]:
+    @torch.inference_mode()
+    def run() -> Tensor:
+        return model(images)
+
+    return run
+
+
+def _training_step(model: nn.Module, images: Tensor) -> Pass:
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
+    labels = torch.arange(len(images))
+
+    def run() -> None:
+        optimizer.zero_grad()
+        F.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+
+    return run
+
+
+def _logits_fault(model: nn.Module, images: Tensor, logits: Tensor) -> str:
+    with torch.inference_mode(), _by_definition():
+        exact = copy.deepcopy(model).double()(images.double())
+    return _fault('logits', _error(logits, exact))
+
+
+def _gradient_fault(name: str, memory_format: torch.memory_format) -> str:
+    """Of a twin on small images, without what would magnify rounding to percents.
+
+    That is the kink of ReLU, where a value on its other side changes gradients, and BatchNorm's statistics of few
+    pixels: the twin has SiLU, and normalises by running statistics.
+    """
+    model = timm.create_model(name, zero_init_last=False, act_layer='silu').eval().to(memory_format=memory_format)
+    images = torch.randn(_SMALL).to(memory_format=memory_format)
+    gradients = _gradients(copy.deepcopy(model), images)
+    with _by_definition():
+        exact = _gradients(model.double(), images.double())
+    errors = {parameter: _error(gradients[parameter], gradient) for parameter, gradient in exact.items()}
+    parameter = max(errors, key=errors.__getitem__)
+    return _fault(f'gradient of {parameter}', errors[parameter])
+
+
+def _fault(name: str, error: float) -> str:
+    return '' if error <= _TOLERANCE else f'{name} differs by {error:.1e} (allowed {_TOLERANCE:.0e})'
+
+
+def _gradients(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    F.cross_entropy(model(images), torch.arange(len(images))).backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def _error(actual: Tensor, exact: Tensor) -> float:
+    """The largest, relative to the largest value; infinite for NaN."""
+    error = (actual.double() - exact).abs().max() / exact.abs().max()
+    return error.nan_to_num(nan=float('inf')).item()
+
+
+def _by_definition() -> Any:
+    """Within it the operation runs in plain torch, by its definition."""
+    return mock.patch.object(operators, 'forward', reference.forward)
