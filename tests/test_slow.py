@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import ddf
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -40,4 +42,4 @@ def test_wheel_of_an_isolated_build_carries_the_sources(tmp_path):
     assert {'ddf/csrc/library.cpp', 'ddf/csrc/cpu/kernels.cpp', 'ddfnet/training/command.py'} <= set(names)
     assert not [name for name in names if name.startswith('tests/')]
     report = run(sys.executable, '-m', 'ddf', cwd=tmp_path / 'installed')
-    assert report.startswith('ddf 0.1.0: compiled for cpu')
+    assert report.startswith(f'ddf {ddf.__version__}: compiled for cpu')
