@@ -8,7 +8,7 @@
 timed its output and its three gradients are compared with the definition in float64; where they differ there is no
 ratio, and the exit status is 1. All subjects of a case take turns in one run; a ratio is that of their medians.
 
-All rows take about six minutes on two idle cores, --quick about one.
+All rows take about five minutes on two idle cores, --quick about one.
 """
 
 import sys
