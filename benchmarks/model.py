@@ -9,7 +9,7 @@ Before a case is timed, logits (in training: gradients, of a twin on small image
 float64 that runs the operation by its definition; where they differ there is no ratio, and the exit status is 1. The
 last BatchNorm of each block, which timm starts at zero, is not zero here: it would hide what is compared.
 
-All rows take about four minutes on two idle cores, with --torchcompile about ten.
+All rows take about four minutes on two cores; --torchcompile adds rows, and minutes of compiling.
 """
 
 import sys
