@@ -57,6 +57,13 @@ inline Axis forward_axis(int64_t size, int64_t out_size, int64_t kernel_size, in
   return axis;
 }
 
+inline Axis forward_rows(const Call& call) {
+  return forward_axis(call.height, call.out_height, call.kernel_size, call.dilation, call.stride);
+}
+inline Axis forward_columns(const Call& call) {
+  return forward_axis(call.width, call.out_width, call.kernel_size, call.dilation, call.stride);
+}
+
 // The gradient of the input positions congruent to `phase` modulo the stride: those that the same taps serve. Tap i
 // carries position p to the output position (p - (i - centre) * dilation) / stride, where that is whole.
 inline Axis gradient_axis(int64_t size, int64_t out_size, int64_t kernel_size, int64_t dilation, int64_t stride,

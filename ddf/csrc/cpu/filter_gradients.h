@@ -31,7 +31,7 @@ struct GradientTiling {
 template <typename A>
 GradientTiling make_gradient_tiling(const Call& call) {
   constexpr int64_t kRowElements = 1 << 13, kTileElements = 12 << 10, kWantedTasks = 16, kFewestRows = 8;
-  const int64_t taps = call.kernel_size * call.kernel_size, lanes = kLanes<A>;
+  const int64_t taps = taps_of(call), lanes = kLanes<A>;
   GradientTiling tiling;
   tiling.columns = smaller(call.out_width, larger<int64_t>(kRowElements / taps / lanes, 4) * lanes);
   tiling.column_tiles = ceil_divide(call.out_width, tiling.columns);
@@ -44,37 +44,95 @@ GradientTiling make_gradient_tiling(const Call& call) {
   return tiling;
 }
 
-// Brings a tile of the spatial filter's gradient, rows (taps, pitch), to its place; through FilterNorm where it is part
-// of the call, which takes `scratch` of the same size for the logits.
-template <typename T, typename A>
-void store_spatial_gradient(const Call& call, const AxisSet& rows, const AxisSet& columns, Range row_range,
-                            Range column_range, int64_t image, int64_t head, A* scratch, A* gradient) {
-  const int64_t taps = call.kernel_size * call.kernel_size, pitch = round_up(column_range.size(), kLanes<A>);
-  if (call.normalize) {
-    Call raw = call;
-    raw.normalize = false;
-    SpatialTile<T>(raw, rows, columns, row_range, column_range).load(image, head, scratch);
-    for (int64_t row = 0; row < row_range.size(); ++row) {
-      normalize_row_gradient(scratch + row * taps * pitch, gradient + row * taps * pitch, taps, pitch,
-                             static_cast<A>(call.norm_gain), __is_same(T, Half));
+// The work of one thread: a task at a time, of which the kernel of a layout adds the images.
+template <typename T>
+class GradientWorker {
+ protected:
+  using A = typename Computed<T>::type;
+
+  // `partial_sums` is (batch, tiles, channels, taps).
+  GradientWorker(const Call& call, const AxisSet& rows, const AxisSet& columns, const GradientTiling& tiling,
+                 A* partial_sums)
+      : call_(call),
+        rows_(rows[0]),
+        columns_(columns[0]),
+        row_set_(rows),
+        column_set_(columns),
+        tiling_(tiling),
+        partial_sums_(partial_sums),
+        row_range_{0, tiling.rows},
+        column_range_{0, tiling.columns},
+        spatial_(call, rows, columns, row_range_, column_range_) {}
+
+  // Takes this thread's scratch: the largest tile's spatial filter and its gradient, then `others` elements.
+  A* take_scratch(int64_t others) {
+    const int64_t tile = spatial_.size();
+    weights_ = thread_scratch<A>(2 * tile + others);
+    weight_sums_ = weights_ + tile;
+    return weight_sums_ + tile;
+  }
+
+  // Calls add_image(image, head, partial_sums) for the images of a task, with the tile's part of partial_sums; it adds
+  // to weight_sums_, and leaves the sums of the head's channels, all taps.
+  template <typename AddImage>
+  void run_task(int64_t task, const AddImage& add_image) {
+    const int64_t tile = task % tiling_.tiles(), map = task / tiling_.tiles();
+    const int64_t spatial_image = map / call_.head, head = map % call_.head;
+    row_range_ = tiling_.row_range(call_, tile);
+    column_range_ = tiling_.column_range(call_, tile);
+    spatial_ = SpatialTile<T>(call_, row_set_, column_set_, row_range_, column_range_);
+    spatial_.load(spatial_image, head, call_.normalize, weights_);
+    __builtin_memset(weight_sums_, 0, spatial_.size() * sizeof(A));
+    const bool shared = call_.spatial_batch < call_.batch;
+    const Range images = shared ? Range{0, call_.batch} : Range{spatial_image, spatial_image + 1};
+    for (int64_t image = images.begin; image < images.end; ++image) {
+      add_image(image, head, partial_sums_ + (image * tiling_.tiles() + tile) * call_.channels * taps_of(call_));
+    }
+    store_weight_sums(spatial_image, head);
+  }
+
+  // Where a tap of both axes stands among all taps.
+  int64_t tap(int64_t n, int64_t m) const { return (rows_.first_tap + n) * call_.kernel_size + columns_.first_tap + m; }
+
+  const Call& call_;
+  const Axis &rows_, &columns_;
+  const AxisSet &row_set_, &column_set_;
+  const GradientTiling& tiling_;
+  A* partial_sums_;
+  A *weights_ = nullptr, *weight_sums_ = nullptr;  // (rows, taps, pitch)
+  Range row_range_, column_range_;
+  SpatialTile<T> spatial_;
+
+ private:
+  // Brings the spatial filter's gradient to its place; through FilterNorm where it is part of the call, for which the
+  // logits take the place of the filter.
+  void store_weight_sums(int64_t image, int64_t head) {
+    const int64_t taps = taps_of(call_), pitch = spatial_.pitch();
+    if (call_.normalize) {
+      spatial_.load(image, head, false, weights_);
+      for (int64_t row = 0; row < row_range_.size(); ++row) {
+        normalize_row_gradient(weights_ + row * taps * pitch, weight_sums_ + row * taps * pitch, taps, pitch,
+                               static_cast<A>(call_.norm_gain), __is_same(T, Half));
+      }
+    }
+    const Array& strides = call_.grad_spatial;
+    T* to = at<T>(strides, image, head * taps) + column_range_.begin * strides.column;
+    const A* from = weight_sums_;
+    for (int64_t row = row_range_.begin; row < row_range_.end; ++row) {
+      for (int64_t t = 0; t < taps; ++t, from += pitch) {
+        copy_strided(to + t * strides.channel + row * strides.row, strides.column, from, 1, column_range_.size());
+      }
     }
   }
-  const Array& strides = call.grad_spatial;
-  T* to = at<T>(strides, image, head * taps) + column_range.begin * strides.column;
-  for (int64_t row = row_range.begin; row < row_range.end; ++row) {
-    for (int64_t t = 0; t < taps; ++t, gradient += pitch) {
-      copy_strided(to + t * strides.channel + row * strides.row, strides.column, gradient, 1, column_range.size());
-    }
-  }
-}
+};
 
 // grad_channel, contiguous, from partial sums (batch, tiles, channels, taps) in the computed type.
 template <typename T, typename A>
 void sum_channel_gradients(const Call& call, int64_t tiles, const A* partial_sums) {
-  const int64_t plane = call.channels * call.kernel_size * call.kernel_size;
+  const int64_t plane = call.channels * taps_of(call);
   const int64_t parts = call.batch / larger<int64_t>(call.channel_batch, 1) * tiles;
   parallel(call, call.channel_batch * call.channels, [&](int64_t begin, int64_t end) {
-    const int64_t taps = call.kernel_size * call.kernel_size;
+    const int64_t taps = taps_of(call);
     for (int64_t index = begin * taps; index < end * taps; ++index) {
       const A* first = partial_sums + index / plane * parts * plane + index % plane;
       double sum = 0;
@@ -85,16 +143,19 @@ void sum_channel_gradients(const Call& call, int64_t tiles, const A* partial_sum
   });
 }
 
-// Runs body(partial_sums, begin, end) over all tasks, (spatial batch, head, tiles), and sums up what they leave in
-// partial_sums (batch, tiles, channels, taps).
-template <typename T, typename Body>
-void run_filter_gradients(const Call& call, const GradientTiling& tiling, const Body& body) {
+// Runs Worker over all tasks, (spatial batch, head, tiles), and sums up what they leave in partial_sums.
+template <template <typename> class Worker, typename T>
+void run_filter_gradients(const Call& call) {
   using A = typename Computed<T>::type;
+  const GradientTiling tiling = make_gradient_tiling<A>(call);
+  const Axis rows = forward_rows(call), columns = forward_columns(call);
+  const AxisSet row_set(&rows, 1), column_set(&columns, 1);
   Buffer buffer;
-  A* partial_sums =
-      buffer.at_least<A>(call.batch * tiling.tiles() * call.channels * call.kernel_size * call.kernel_size);
-  parallel(call, call.spatial_batch * call.head * tiling.tiles(),
-           [&](int64_t begin, int64_t end) { body(partial_sums, begin, end); });
+  A* partial_sums = buffer.at_least<A>(call.batch * tiling.tiles() * call.channels * taps_of(call));
+  parallel(call, call.spatial_batch * call.head * tiling.tiles(), [&](int64_t begin, int64_t end) {
+    Worker<T> worker(call, row_set, column_set, tiling, partial_sums);
+    for (int64_t task = begin; task < end; ++task) worker.run(task);
+  });
   sum_channel_gradients<T>(call, tiling.tiles(), partial_sums);
 }
 

@@ -42,8 +42,7 @@ void gather(const Call& call, const AxisSet& rows, const AxisSet& columns, const
 }
 
 void forward(const Call& call) {
-  const Axis rows = forward_axis(call.height, call.out_height, call.kernel_size, call.dilation, call.stride);
-  const Axis columns = forward_axis(call.width, call.out_width, call.kernel_size, call.dilation, call.stride);
+  const Axis rows = forward_rows(call), columns = forward_columns(call);
   dispatch(call,
            [&]<typename T>(T) { gather<T>(call, AxisSet(&rows, 1), AxisSet(&columns, 1), call.input, call.output); });
 }
@@ -66,9 +65,9 @@ void input_gradient(const Call& call) {
 void filter_gradients(const Call& call) {
   dispatch(call, [&]<typename T>(T) {
     if (has_pixels<T>(call, call.input) && has_pixels<T>(call, call.output)) {
-      filter_gradients_of_pixels<T>(call);
+      run_filter_gradients<PixelGradientWorker, T>(call);
     } else {
-      filter_gradients_of_planes<T>(call);
+      run_filter_gradients<PlaneGradientWorker, T>(call);
     }
   });
 }

@@ -12,7 +12,7 @@ namespace {
 // Whether a map's channels lie side by side, enough of them in each head to fill a vector.
 template <typename T>
 bool has_pixels(const Call& call, const Array& map) {
-  return map.channel == 1 && call.channels / call.head >= kLanes<typename Computed<T>::type>;
+  return map.channel == 1 && channels_per_head(call) >= kLanes<typename Computed<T>::type>;
 }
 
 // The taps of an axis that meet the map for output q.
@@ -39,8 +39,7 @@ DDF_NOINLINE void load_filters_by_tap(const Call& call, const Axis& rows, const 
   const Array& filter = call.channel_filter;
   for (int64_t n = 0; n < rows.taps; ++n) {
     for (int64_t m = 0; m < columns.taps; ++m, to += channels.size()) {
-      const T* tap = at<const T>(filter, image, channels.begin) + (rows.first_tap + n * rows.tap_step) * filter.row +
-                     (columns.first_tap + m * columns.tap_step) * filter.column;
+      const T* tap = at_tap(filter, at<const T>(filter, image, channels.begin), rows, columns, n, m);
       copy_strided(to, 1, tap, filter.channel, channels.size());
     }
   }

@@ -37,17 +37,12 @@ DDF_INLINE void gather_pixels(const PixelRun<T, A>& run, int64_t channel) {
       for (int v = 0; v < vectors; ++v) {
         const Vector<A> filter = load(c + v * lanes);
         for (int p = 0; p < pixels; ++p) {
-          const Vector<A> weight = combine == Combine::mul ? filter * spatial[p] : filter + spatial[p];
-          sums[p][v] += weight * load(x + p * run.source_pixel + v * lanes);
+          sums[p][v] += tap_weight<combine>(filter, spatial[p]) * load(x + p * run.source_pixel + v * lanes);
         }
       }
     }
-    // many taps are summed row by row, which keeps the rounding error of a sum in float small
-    if (run.tap_columns.size() > 7) {
-      for (int i = 0; i < pixels * vectors; ++i) {
-        (&earlier_rows[0][0])[i] += (&sums[0][0])[i];
-        (&sums[0][0])[i] = n + 1 < run.tap_rows.end ? Vector<A>{} : (&earlier_rows[0][0])[i];
-      }
+    if (run.tap_columns.size() > kMostTapsInOneSum) {
+      end_tap_row<pixels * vectors>(&sums[0][0], &earlier_rows[0][0], n + 1 == run.tap_rows.end);
     }
   }
   for (int p = 0; p < pixels; ++p) {
@@ -118,13 +113,13 @@ class PixelWorker {
       if (in_place()) return spatial_in_place<A>(call_, rows_, columns_, range.begin, image, head);
     }
     const SpatialTile<T> tile(call_, row_set_, column_set_, range, {0, columns_.outputs});
-    tile.load(image, head, spatial_scratch_);
+    tile.load(image, head, call_.normalize, spatial_scratch_);
     return tile.view(0, 0, spatial_scratch_);
   }
 
   void run_row(int64_t image, int64_t head, int64_t row, const PixelRows<T>& map, const SpatialView<A>& spatial,
                int64_t tile_row) {
-    const int64_t first = head * (call_.channels / call_.head);
+    const int64_t first = head * channels_per_head(call_);
     PixelRun<T, A> run{};
     run.source_pixel = columns_.source_step * map.column;
     run.source_tap_row = map.tap_row;
@@ -147,9 +142,9 @@ class PixelWorker {
       run.output = output + column * run.output_pixel;
       with_combine(call_, [&]<Combine combine>() {
         if (pair) {
-          gather_channels<combine, 2>(run, call_.channels / call_.head);
+          gather_channels<combine, 2>(run, channels_per_head(call_));
         } else {
-          gather_channels<combine, 1>(run, call_.channels / call_.head);
+          gather_channels<combine, 1>(run, channels_per_head(call_));
         }
       });
       column += pair ? 2 : 1;

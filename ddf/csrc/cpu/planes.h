@@ -76,8 +76,7 @@ DDF_NOINLINE const A* load_channel_filters(const Array& filter, const T* from, c
   A* target = to;
   for (int64_t n = 0; n < rows.taps; ++n) {
     for (int64_t m = 0; m < columns.taps; ++m, target += tap_step) {
-      const T* tap = from + (rows.first_tap + n * rows.tap_step) * filter.row +
-                     (columns.first_tap + m * columns.tap_step) * filter.column;
+      const T* tap = at_tap(filter, from, rows, columns, n, m);
       for (int64_t c = 0; c < channels; ++c) {
         target[c * channel_step] = Conversion<T, 1>::load(tap + c * filter.channel);
       }

@@ -75,77 +75,62 @@ DDF_NOINLINE void add_rows(const GradientTile<A>& tile, const Axis& rows, const 
 }
 
 template <typename T>
-class FilterGradientWorker {
-  using A = typename Computed<T>::type;
+class PlaneGradientWorker : GradientWorker<T> {
+  using Base = GradientWorker<T>;
+  using Base::call_, Base::rows_, Base::columns_, Base::row_set_, Base::column_set_, Base::weights_, Base::weight_sums_,
+      Base::row_range_, Base::column_range_, Base::spatial_, Base::tap;
+  using typename Base::A;
 
  public:
-  // `partial_sums` is (batch, tiles, channels, taps).
-  FilterGradientWorker(const Call& call, const AxisSet& rows, const AxisSet& columns, const GradientTiling& tiling,
-                       A* partial_sums)
-      : call_(call), rows_(rows), columns_(columns), tiling_(tiling), partial_sums_(partial_sums) {
-    const ColumnSlots column_slots(columns, {0, tiling.columns}, kLanes<A>);
-    const int64_t plane = RowSlots(rows, {0, tiling.rows}).count * column_slots.pitch;
-    const int64_t pitch = round_up(tiling.columns, kLanes<A>), tile = tiling.rows * taps() * pitch;
-    const int64_t grad_size = kChannelGroup * tiling.rows * pitch, sums = kChannelGroup * taps() * kLanes<A>;
-    A* scratch = thread_scratch<A>(2 * tile + kChannelGroup * plane + grad_size + sums + kChannelGroup * taps());
-    weights_ = scratch;
-    weight_sums_ = weights_ + tile;
-    source_ = weight_sums_ + tile;
-    grad_ = source_ + kChannelGroup * plane;
+  PlaneGradientWorker(const Call& call, const AxisSet& rows, const AxisSet& columns, const GradientTiling& tiling,
+                      A* partial_sums)
+      : Base(call, rows, columns, tiling, partial_sums) {
+    const ColumnSlots column_slots(columns, column_range_, kLanes<A>);
+    const int64_t source_size = kChannelGroup * RowSlots(rows, row_range_).count * column_slots.pitch;
+    const int64_t grad_size = kChannelGroup * tiling.rows * spatial_.pitch();
+    const int64_t filter_size = kChannelGroup * taps_of(call), sums = filter_size * kLanes<A>;
+    source_ = Base::take_scratch(source_size + grad_size + sums + filter_size);
+    grad_ = source_ + source_size;
     channel_sums_ = grad_ + grad_size;
     filter_ = channel_sums_ + sums;
   }
 
   void run(int64_t task) {
-    const int64_t tile = task % tiling_.tiles(), map = task / tiling_.tiles();
-    row_range_ = tiling_.row_range(call_, tile);
-    column_range_ = tiling_.column_range(call_, tile);
-    pitch_ = round_up(column_range_.size(), kLanes<A>);
-    const int64_t spatial_image = map / call_.head, head = map % call_.head;
-    SpatialTile<T>(call_, rows_, columns_, row_range_, column_range_).load(spatial_image, head, weights_);
-    __builtin_memset(weight_sums_, 0, row_range_.size() * taps() * pitch_ * sizeof(A));
-    const bool shared = call_.spatial_batch < call_.batch;
-    const Range images = shared ? Range{0, call_.batch} : Range{spatial_image, spatial_image + 1};
-    for (int64_t image = images.begin; image < images.end; ++image) {
-      add_image(image, head, partial_sums_ + (image * tiling_.tiles() + tile) * call_.channels * taps());
-    }
-    store_spatial_gradient<T>(call_, rows_, columns_, row_range_, column_range_, spatial_image, head, weights_,
-                              weight_sums_);
+    Base::run_task(task, [&](int64_t image, int64_t head, A* partial_sums) { add_image(image, head, partial_sums); });
   }
 
  private:
-  int64_t taps() const { return call_.kernel_size * call_.kernel_size; }
-
   void add_image(int64_t image, int64_t head, A* partial_sums) {
-    const RowSlots slots(rows_, row_range_);
-    const ColumnSlots column_slots(columns_, column_range_, kLanes<A>);
+    const RowSlots slots(row_set_, row_range_);
+    const ColumnSlots column_slots(column_set_, column_range_, kLanes<A>);
     __builtin_memset(source_, 0, kChannelGroup * slots.count * column_slots.pitch * sizeof(A));
-    __builtin_memset(grad_, 0, kChannelGroup * row_range_.size() * pitch_ * sizeof(A));
-    const int64_t per_head = call_.channels / call_.head, end = (head + 1) * per_head;
+    __builtin_memset(grad_, 0, kChannelGroup * row_range_.size() * spatial_.pitch() * sizeof(A));
+    const int64_t per_head = channels_per_head(call_), end = (head + 1) * per_head;
     int64_t channel = head * per_head;
     for (; channel + kChannelGroup <= end; channel += kChannelGroup) {
-      add_group<kChannelGroup>(image, channel, slots, column_slots, partial_sums + channel * taps());
+      add_group<kChannelGroup>(image, channel, slots, column_slots, partial_sums + channel * taps_of(call_));
     }
-    for (; channel < end; ++channel) add_group<1>(image, channel, slots, column_slots, partial_sums + channel * taps());
+    for (; channel < end; ++channel)
+      add_group<1>(image, channel, slots, column_slots, partial_sums + channel * taps_of(call_));
   }
 
   template <int channels>
   void add_group(int64_t image, int64_t channel, const RowSlots& slots, const ColumnSlots& column_slots,
                  A* partial_sums) {
-    const int64_t plane = slots.count * column_slots.pitch, grad_plane = row_range_.size() * pitch_;
+    const int64_t plane = slots.count * column_slots.pitch, grad_plane = row_range_.size() * spatial_.pitch();
     for (int i = 0; i < channels; ++i) {
       load_plane(slots, call_.height, column_slots, at<const T>(call_.input, image, channel + i), call_.input.row,
                  call_.input.column, source_ + i * plane);
       const T* grad = at<const T>(call_.output, image, channel + i) + column_range_.begin * call_.output.column;
       for (int64_t row = 0; row < row_range_.size(); ++row) {
-        copy_strided(grad_ + i * grad_plane + row * pitch_, 1, grad + (row_range_.begin + row) * call_.output.row,
-                     call_.output.column, column_range_.size());
+        copy_strided(grad_ + i * grad_plane + row * spatial_.pitch(), 1,
+                     grad + (row_range_.begin + row) * call_.output.row, call_.output.column, column_range_.size());
       }
     }
     const A* filter =
-        load_channel_filters(call_.channel_filter, at<const T>(call_.channel_filter, image, channel), rows_[0],
-                             columns_[0], channels, known_taps<A, channels>(rows_[0], columns_[0]), filter_);
-    __builtin_memset(channel_sums_, 0, channels * rows_[0].taps * columns_[0].taps * sizeof(Vector<A>));
+        load_channel_filters(call_.channel_filter, at<const T>(call_.channel_filter, image, channel), rows_, columns_,
+                             channels, known_taps<A, channels>(rows_, columns_), filter_);
+    __builtin_memset(channel_sums_, 0, channels * rows_.taps * columns_.taps * sizeof(Vector<A>));
     GradientTile<A> tile{source_,
                          plane,
                          slots.row_step * column_slots.pitch,
@@ -154,58 +139,35 @@ class FilterGradientWorker {
                          grad_plane,
                          weights_,
                          weight_sums_,
-                         pitch_,
-                         taps() * pitch_,
+                         spatial_.pitch(),
+                         taps_of(call_) * spatial_.pitch(),
                          filter,
                          reinterpret_cast<Vector<A>*>(channel_sums_)};
-    const int64_t rows_at_once = larger<int64_t>(48 * kLanes<A> / pitch_, 1);
+    const int64_t rows_at_once = larger<int64_t>(48 * kLanes<A> / spatial_.pitch(), 1);
     for (int64_t row = 0; row < row_range_.size(); row += rows_at_once) {
       const Range range{row, smaller(row + rows_at_once, row_range_.size())};
       with_combine(call_, [&]<Combine combine>() {
-        add_rows<combine, channels>(tile, rows_[0], columns_[0], column_slots, call_.kernel_size, range);
+        add_rows<combine, channels>(tile, rows_, columns_, column_slots, call_.kernel_size, range);
       });
     }
     store_channel_sums<channels>(partial_sums);
   }
 
-  int64_t tap(int64_t n, int64_t m) const {
-    return (rows_[0].first_tap + n) * call_.kernel_size + columns_[0].first_tap + m;
-  }
-
   template <int channels>
   void store_channel_sums(A* partial_sums) {
-    __builtin_memset(partial_sums, 0, channels * taps() * sizeof(A));
+    __builtin_memset(partial_sums, 0, channels * taps_of(call_) * sizeof(A));
     const A* sums = channel_sums_;
-    for (int64_t n = 0; n < rows_[0].taps; ++n) {
-      for (int64_t m = 0; m < columns_[0].taps; ++m) {
+    for (int64_t n = 0; n < rows_.taps; ++n) {
+      for (int64_t m = 0; m < columns_.taps; ++m) {
         for (int i = 0; i < channels; ++i, sums += kLanes<A>) {
-          partial_sums[i * taps() + tap(n, m)] = horizontal_sum<A>(load(sums));
+          partial_sums[i * taps_of(call_) + tap(n, m)] = horizontal_sum<A>(load(sums));
         }
       }
     }
   }
 
-  const Call& call_;
-  const AxisSet &rows_, &columns_;
-  const GradientTiling& tiling_;
-  A* partial_sums_;
-  A *weights_, *weight_sums_, *source_, *grad_, *channel_sums_, *filter_;
-  Range row_range_{0, 0}, column_range_{0, 0};
-  int64_t pitch_ = 0;
+  A *source_, *grad_, *channel_sums_, *filter_;
 };
-
-template <typename T>
-void filter_gradients_of_planes(const Call& call) {
-  using A = typename Computed<T>::type;
-  const GradientTiling tiling = make_gradient_tiling<A>(call);
-  const Axis rows = forward_axis(call.height, call.out_height, call.kernel_size, call.dilation, call.stride);
-  const Axis columns = forward_axis(call.width, call.out_width, call.kernel_size, call.dilation, call.stride);
-  const AxisSet row_set(&rows, 1), column_set(&columns, 1);
-  run_filter_gradients<T>(call, tiling, [&](A* partial_sums, int64_t begin, int64_t end) {
-    FilterGradientWorker<T> worker(call, row_set, column_set, tiling, partial_sums);
-    for (int64_t task = begin; task < end; ++task) worker.run(task);
-  });
-}
 
 }  // namespace
 }  // namespace ddf

@@ -22,7 +22,7 @@ struct GatherTiling {
 template <typename A>
 GatherTiling make_gather_tiling(const Call& call, const AxisSet& rows, const AxisSet& columns) {
   constexpr int64_t kRowElements = 1 << 14, kTileElements = 40 << 10;  // of the spatial filter in scratch
-  const int64_t taps = call.kernel_size * call.kernel_size, lanes = kLanes<A>;
+  const int64_t taps = taps_of(call), lanes = kLanes<A>;
   GatherTiling tiling;
   tiling.columns = smaller(columns.outputs(), larger<int64_t>(kRowElements / taps / lanes, 4) * lanes);
   tiling.column_tiles = ceil_divide(columns.outputs(), tiling.columns);
@@ -30,7 +30,7 @@ GatherTiling make_gather_tiling(const Call& call, const AxisSet& rows, const Axi
   tiling.row_tiles = ceil_divide(rows.outputs(), smaller(tiling.rows, rows.outputs()));
   tiling.rows = ceil_divide(rows.outputs(), tiling.row_tiles);
   const int64_t tasks = call.batch * call.head * tiling.row_tiles * tiling.column_tiles;
-  const int64_t groups = ceil_divide(call.channels / call.head, kChannelGroup);
+  const int64_t groups = ceil_divide(channels_per_head(call), kChannelGroup);
   // few tasks would leave threads idle, or uneven loads: two to four a thread are wanted
   tiling.channel_chunks = tasks >= 2 * call.threads ? 1 : smaller(groups, ceil_divide(4 * call.threads, tasks));
   return tiling;
@@ -58,7 +58,7 @@ class GatherWorker {
     const int64_t weights = spatial_.size();
     const int64_t source_size = kChannelGroup * row_slots_.count * column_slots_.pitch;
     const int64_t output_size = columns.count * kChannelGroup * tiling.rows * round_up(tiling.columns, kLanes<A>);
-    const int64_t filter_size = round_up(kChannelGroup * call.kernel_size * call.kernel_size, kLanes<A>);
+    const int64_t filter_size = round_up(kChannelGroup * taps_of(call), kLanes<A>);
     const int64_t offsets = call.kernel_size * static_cast<int64_t>(sizeof(int64_t) / sizeof(A));
     weights_ = thread_scratch<A>(weights + source_size + output_size + filter_size + offsets);
     source_scratch_ = weights_ + weights;
@@ -70,7 +70,7 @@ class GatherWorker {
   void run(int64_t task) {
     const int64_t chunk = task % tiling_.channel_chunks, tile = task / tiling_.channel_chunks;
     if (tile != loaded_tile_) load_tile(tile);
-    const int64_t per_head = call_.channels / call_.head;
+    const int64_t per_head = channels_per_head(call_);
     const int64_t groups = ceil_divide(per_head, kChannelGroup);
     const int64_t begin = groups * chunk / tiling_.channel_chunks * kChannelGroup;
     const int64_t end = smaller(groups * (chunk + 1) / tiling_.channel_chunks * kChannelGroup, per_head);
@@ -90,7 +90,7 @@ class GatherWorker {
     head_ = map % call_.head;
     image_ = map / call_.head;
     spatial_ = SpatialTile<T>(call_, rows_, columns_, row_range_, column_range_);
-    spatial_.load(image_, head_, weights_);
+    spatial_.load(image_, head_, call_.normalize, weights_);
     row_slots_ = RowSlots(rows_, row_range_);
     column_slots_ = ColumnSlots(columns_, column_range_, kLanes<A>);
     __builtin_memset(source_scratch_, 0, kChannelGroup * row_slots_.count * column_slots_.pitch * sizeof(A));

@@ -2,20 +2,10 @@
 // in registers over all taps, and every vector of the spatial filter serves all channels of the group.
 #pragma once
 
-#include "call.h"
-#include "vector.h"
+#include "scratch.h"
 
 namespace ddf {
 namespace {
-
-template <Combine combine, typename V>
-DDF_INLINE V tap_weight(V channel, V spatial) {
-  if constexpr (combine == Combine::mul) {
-    return channel * spatial;
-  } else {
-    return channel + spatial;
-  }
-}
 
 // Where the taps read, relative to an output's place in scratch.
 struct TapOffsets {
@@ -91,12 +81,8 @@ DDF_INLINE void gather_registers(const TapOffsets& taps, const GroupTile<A>& til
     source += taps.source_row;
     weights += taps.weight_row;
     if constexpr (taps_known == 0) {
-      // many taps are summed row by row, which keeps the rounding error of a sum in float small
-      if (tap_columns > 7) {
-        for (int i = 0; i < channels * rows * vectors; ++i) {
-          (&earlier_rows[0][0][0])[i] += (&sums[0][0][0])[i];
-          (&sums[0][0][0])[i] = n + 1 < tap_rows ? Vector<A>{} : (&earlier_rows[0][0][0])[i];
-        }
+      if (tap_columns > kMostTapsInOneSum) {
+        end_tap_row<channels * rows * vectors>(&sums[0][0][0], &earlier_rows[0][0][0], n + 1 == tap_rows);
       }
     }
   }

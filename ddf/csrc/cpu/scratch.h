@@ -6,6 +6,7 @@
 #include <new>
 
 #include "axis.h"
+#include "vector.h"
 
 namespace ddf {
 namespace {
@@ -62,9 +63,28 @@ void with_combine(const Call& call, const Body& body) {
   }
 }
 
+template <Combine combine, typename V>
+DDF_INLINE V tap_weight(V channel, V spatial) {
+  if constexpr (combine == Combine::mul) {
+    return channel * spatial;
+  } else {
+    return channel + spatial;
+  }
+}
+
+inline int64_t taps_of(const Call& call) { return call.kernel_size * call.kernel_size; }
+inline int64_t channels_per_head(const Call& call) { return call.channels / call.head; }
+
 template <typename T>
 T* at(const Array& array, int64_t batch, int64_t channel) {
   return static_cast<T*>(array.data) + batch * array.batch + channel * array.channel;
+}
+
+// The channel filter's element for tap (n, m) of both axes, seen from its first one.
+template <typename T>
+const T* at_tap(const Array& filter, const T* first, const Axis& rows, const Axis& columns, int64_t n, int64_t m) {
+  return first + (rows.first_tap + n * rows.tap_step) * filter.row +
+         (columns.first_tap + m * columns.tap_step) * filter.column;
 }
 
 }  // namespace

@@ -93,8 +93,8 @@ struct SpatialView {
 // Copies row `row` of one head's filter at columns [column, column + count) to (taps, pitch).
 template <typename T, typename A>
 DDF_NOINLINE void load_spatial_row(const Call& call, const T* filter, int64_t row, int64_t column, int64_t count,
-                                   int64_t pitch, A* to) {
-  const int64_t taps = call.kernel_size * call.kernel_size;
+                                   int64_t pitch, bool normalize, A* to) {
+  const int64_t taps = taps_of(call);
   const int64_t begin = smaller(larger<int64_t>(-column, 0), count);
   const int64_t end = larger(smaller(call.out_width - column, count), begin);
   if (row < 0 || row >= call.out_height || begin == end) {
@@ -108,7 +108,7 @@ DDF_NOINLINE void load_spatial_row(const Call& call, const T* filter, int64_t ro
     for (int64_t x = end; x < pitch; ++x) to[x] = 0;
     copy_strided(to + begin, 1, from, strides.column, end - begin);
   }
-  if (call.normalize) normalize_row(to - taps * pitch, taps, pitch, static_cast<A>(call.norm_gain));
+  if (normalize) normalize_row(to - taps * pitch, taps, pitch, static_cast<A>(call.norm_gain));
 }
 
 // The spatial filter's part in a tile, as rows (taps, pitch) of whole vectors in scratch.
@@ -130,12 +130,15 @@ class SpatialTile {
   }
 
   int64_t size() const { return row_count_ * line(); }
+  int64_t pitch() const { return pitch_; }
 
-  DDF_NOINLINE void load(int64_t image, int64_t head, A* scratch) const {
-    const T* filter = at<const T>(call_->spatial_filter, image, head * call_->kernel_size * call_->kernel_size);
+  // `normalize`: through FilterNorm, or as it is.
+  DDF_NOINLINE void load(int64_t image, int64_t head, bool normalize, A* scratch) const {
+    const T* filter = at<const T>(call_->spatial_filter, image, head * taps_of(*call_));
     for (int64_t row = 0; row < row_count_; ++row) {
       const int64_t position = rows_->weights_at_source() ? slots_.source_row(row) : first_row_ + row;
-      load_spatial_row(*call_, filter, position, first_column_, column_count_, pitch_, scratch + row * line());
+      load_spatial_row(*call_, filter, position, first_column_, column_count_, pitch_, normalize,
+                       scratch + row * line());
     }
   }
 
@@ -155,7 +158,7 @@ class SpatialTile {
   }
 
  private:
-  int64_t line() const { return call_->kernel_size * call_->kernel_size * pitch_; }
+  int64_t line() const { return taps_of(*call_) * pitch_; }
 
   const Call* call_;
   const AxisSet *rows_, *columns_;

@@ -11,9 +11,7 @@
 namespace ddf {
 namespace {
 
-#if defined(DDF_VECTOR_BYTES)
-constexpr int kVectorBytes = DDF_VECTOR_BYTES;
-#elif defined(__AVX512F__)
+#if defined(__AVX512F__)
 constexpr int kVectorBytes = 64;
 #elif defined(__AVX__)
 constexpr int kVectorBytes = 32;
@@ -200,6 +198,17 @@ template <typename A>
 DDF_INLINE A horizontal_sum(Vector<A> value) {
   return sum_of_lanes<A, kLanes<A>>(value);
 }
+
+// Many taps are summed row by row, which keeps the rounding error of a sum in float small: ends a row of them. The last
+// row leaves the whole sums in `sums`, the others zeros.
+template <int count, typename V>
+DDF_INLINE void end_tap_row(V* sums, V* earlier_rows, bool is_last) {
+  for (int i = 0; i < count; ++i) {
+    earlier_rows[i] += sums[i];
+    sums[i] = is_last ? earlier_rows[i] : V{};
+  }
+}
+constexpr int64_t kMostTapsInOneSum = 7;  // in a row; where there are more, each row is summed by itself
 
 template <typename V, int... index>
 DDF_INLINE V even_lanes_of(V first, V second, std::integer_sequence<int, index...>) {
