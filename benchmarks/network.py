@@ -15,6 +15,7 @@ import ddfnet  # noqa: F401  registers the models
 from benchmarks.interleaved import take_turns
 from benchmarks.requirements import Measurement, Setting
 from ddf import operators, reference
+from ddfnet.benchmarking.operations import relative_error
 from ddfnet.timing import Pass
 
 _TOLERANCE = 1e-4  # of float32 over the whole depth, relative to the largest value; rounding comes to 1e-5
@@ -91,7 +92,7 @@ def _training_step(model: nn.Module, images: Tensor) -> Pass:
 def _logits_fault(model: nn.Module, images: Tensor, logits: Tensor) -> str:
     with torch.inference_mode(), _by_definition():
         exact = copy.deepcopy(model).double()(images.double())
-    return _fault('logits', _error(logits, exact))
+    return _fault('logits', relative_error(logits, exact))
 
 
 def _gradient_fault(name: str, memory_format: torch.memory_format) -> str:
@@ -105,7 +106,7 @@ def _gradient_fault(name: str, memory_format: torch.memory_format) -> str:
     gradients = _gradients(copy.deepcopy(model), images)
     with _by_definition():
         exact = _gradients(model.double(), images.double())
-    errors = {parameter: _error(gradients[parameter], gradient) for parameter, gradient in exact.items()}
+    errors = {parameter: relative_error(gradients[parameter], gradient) for parameter, gradient in exact.items()}
     parameter = max(errors, key=errors.__getitem__)
     return _fault(f'gradient of {parameter}', errors[parameter])
 
@@ -117,12 +118,6 @@ def _fault(name: str, error: float) -> str:
 def _gradients(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     F.cross_entropy(model(images), torch.arange(len(images))).backward()
     return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
-
-
-def _error(actual: Tensor, exact: Tensor) -> float:
-    """The largest, relative to the largest value; infinite for NaN."""
-    error = (actual.double() - exact).abs().max() / exact.abs().max()
-    return error.nan_to_num(nan=float('inf')).item()
 
 
 def _by_definition() -> Any:

@@ -13,7 +13,7 @@ from benchmarks.interleaved import CPU, Turns, take_turns
 from benchmarks.requirements import Measurement
 from ddf import check, ddf, reference
 from ddf.check import Case
-from ddfnet.benchmarking.memory import peak_memory
+from ddfnet.benchmarking.memory import peak_memory, storage_sizes
 from ddfnet.timing import Pass
 
 Results = Sequence[Tensor]
@@ -73,9 +73,7 @@ class Subjects:
         """Which results of the timed passes differ from the definition, by how much; '' where all agree."""
         case = self.case
         exact = [tensor.detach().double() for tensor in (self.grad_output, *self.leaves)]
-        arguments: Any = (*exact, *case.settings)
-        output = reference.forward(*arguments[1:])
-        gradients = [reference.input_gradient(*arguments), *reference.filter_gradients(*arguments)]
+        output, *gradients = check.evaluate(reference, exact, case.settings)
         expected = [output, output, *gradients]
         of_input, of_spatial = (reference.memory_format_of(leaf) for leaf in self.leaves[::2])
         formats = [of_input, of_input, of_input, torch.contiguous_format, of_spatial]
@@ -141,7 +139,7 @@ class OperationBench:
 
     def saved(self, label: str, subjects: Subjects) -> Measurement:
         """What is saved, each storage once, in sizes of the input; it may be the input and the filters."""
-        allowed, kept = _storages(subjects.leaves), _storages(subjects.saved())
+        allowed, kept = storage_sizes(subjects.leaves), storage_sizes(subjects.saved())
         size = allowed[subjects.input.untyped_storage().data_ptr()]
         others = {address: nbytes for address, nbytes in kept.items() if address not in allowed}
         fault = f'saves {sum(others.values()) / size:.2f} sizes of x besides input and filters' if others else ''
@@ -150,8 +148,8 @@ class OperationBench:
     def memory(self, label: str, subjects: Subjects) -> Measurement:
         """What a pass allocates at its peak; input, filters and the output's gradient were there before."""
         results = subjects.backward()
-        size = _bytes([subjects.input])
-        floor = _bytes(results) / size
+        (size,) = storage_sizes([subjects.input]).values()
+        floor = sum(storage_sizes(results).values()) / size
         del results
         peaks = []
         for run in (subjects.backward, subjects.depthwise_backward):
@@ -196,13 +194,3 @@ class OperationBench:
 def _compared(label: str, turns: Turns, name: str, baseline: str) -> Measurement:
     times = {each: turns.statistics(each) for each in (name, baseline)}
     return Measurement(label, turns.ratio(name, baseline), turns.spread(name, baseline), times=times)
-
-
-def _storages(tensors: Sequence[Tensor]) -> dict[int, int]:
-    """Bytes by address, each storage once."""
-    storages = (tensor.untyped_storage() for tensor in tensors)
-    return {storage.data_ptr(): storage.nbytes() for storage in storages}
-
-
-def _bytes(tensors: Sequence[Tensor]) -> int:
-    return sum(_storages(tensors).values())

@@ -95,9 +95,9 @@ def tolerance(dtype: torch.dtype) -> float:
 
 def errors(case: Case, dtype: torch.dtype, device: str) -> list[float]:
     """The `error` of each of RESULTS."""
-    exact = _evaluate(reference, [tensor.double() for tensor in case.tensors(dtype)], case)
+    exact = evaluate(reference, [tensor.double() for tensor in case.tensors(dtype)], case.settings)
     tensors = case.tensors(dtype, device)
-    found = _evaluate(operators, tensors, case)
+    found = evaluate(operators, tensors, case.settings)
     _, input, _, spatial = (reference.memory_format_of(tensor) for tensor in tensors)
     formats = (input, input, torch.contiguous_format, spatial)
     return [
@@ -125,11 +125,12 @@ def error(result: Tensor, exact: Tensor, dtype: torch.dtype, memory_format: torc
     return largest if largest == largest else float('inf')
 
 
-def _evaluate(implementation: ModuleType, tensors: Sequence[Tensor], case: Case) -> list[Tensor]:
+def evaluate(implementation: ModuleType, tensors: Sequence[Tensor], settings: tuple) -> list[Tensor]:
+    """RESULTS of the operators, or of the reference: `tensors` and `settings` are those of a `Case`."""
     return [
-        implementation.forward(*tensors[1:], *case.settings),
-        implementation.input_gradient(*tensors, *case.settings),
-        *implementation.filter_gradients(*tensors, *case.settings),
+        implementation.forward(*tensors[1:], *settings),
+        implementation.input_gradient(*tensors, *settings),
+        *implementation.filter_gradients(*tensors, *settings),
     ]
 
 

@@ -73,12 +73,17 @@ def ddf(
         return operators.forward(input, channel_filter, spatial_filter, *settings)
 
 
+def check_count(name: str, value: int) -> None:
+    """Raises TypeError or ValueError where `value` is not an int of at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f'{name} must be an int, got {value!r} ({type(value).__name__})')
+    if value < 1:
+        raise ValueError(f'{name} must be at least 1, got {value}')
+
+
 def _check_settings(kernel_size: int, dilation: int, stride: int, head: int, kernel_combine: str) -> None:
     for name, value in zip(_SETTINGS, (kernel_size, dilation, stride, head)):
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise TypeError(f'{name} must be an int, got {value!r} ({type(value).__name__})')
-        if value < 1:
-            raise ValueError(f'{name} must be at least 1, got {value}')
+        check_count(name, value)
         if value > _LARGEST_SETTING:
             raise ValueError(f'{name} must be at most {_LARGEST_SETTING}, got {value}')
     if kernel_size % 2 == 0:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .branches import ChannelBranch, ConstantBranch, SpatialBranch, filters_or_logits
-from .functional import ddf
+from .functional import check_count, ddf
 from .reference import memory_format_of
 
 
@@ -249,10 +249,7 @@ class DDFUpPack(_DynamicFilter):
 
 def _check_counts(**counts: int) -> None:
     for name, value in counts.items():
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise TypeError(f'{name} must be an int, got {value!r} ({type(value).__name__})')
-        if value < 1:
-            raise ValueError(f'{name} must be at least 1, got {value}')
+        check_count(name, value)
 
 
 def _check_settings(

@@ -39,7 +39,7 @@ def peak_memory(run: Pass, held: Iterable[Tensor], device: torch.device) -> int 
     release(device)
     if device.type == 'cpu':
         rise = _rise_of_resident_memory(run)
-        return None if rise is None else rise + _size(held)
+        return None if rise is None else rise + sum(storage_sizes(held).values())
     try:
         torch.accelerator.reset_peak_memory_stats(device)
         run()
@@ -74,6 +74,12 @@ def release(device: torch.device) -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+def storage_sizes(tensors: Iterable[Tensor]) -> dict[int, int]:
+    """Bytes by address of what the tensors lie in; tensors that share a storage count once."""
+    storages = (tensor.untyped_storage() for tensor in tensors)
+    return {storage.data_ptr(): storage.nbytes() for storage in storages}
+
+
 def _rise_of_resident_memory(run: Pass) -> int | None:
     try:
         _CLEAR_REFS.write_text('5')  # sets the high-water mark to what is resident now
@@ -97,8 +103,3 @@ def _cgroup_headroom() -> int | None:
         return None if limit == 'max' else int(limit) - int((_CGROUP / 'memory.current').read_text())
     except (OSError, ValueError):
         return None
-
-
-def _size(tensors: Iterable[Tensor]) -> int:
-    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
-    return sum(storages.values())

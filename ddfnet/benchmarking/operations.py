@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddf import DDFPack, ddf, reference
+from ddf import DDFPack, check, ddf, reference
 from ddfnet.benchmarking.subjects import Job, Work, compile_if, count_gmacs, count_params
 from ddfnet.config import BenchmarkConfig
 from ddfnet.precision import Precision
@@ -145,16 +145,14 @@ def _error(run: Callable[[], Iterable[Tensor]], inputs: list[Tensor], grad_outpu
     ends = [0, -1]
     arguments: Any = [tensor[ends].cpu().double() for tensor in inputs]
     settings: Any = (1, 1, 1, 'mul')
-    expected = [reference.forward(*arguments, *settings)]
-    if grad_output is not None:
-        arguments = [grad_output[ends].cpu().double(), *arguments]
-        expected += [
-            reference.input_gradient(*arguments, *settings),
-            *reference.filter_gradients(*arguments, *settings),
-        ]
-    return max(_distance(result[ends], right) for result, right in zip(results, expected, strict=True))
+    if grad_output is None:
+        expected = [reference.forward(*arguments, *settings)]
+    else:
+        expected = check.evaluate(reference, [grad_output[ends].cpu().double(), *arguments], settings)
+    return max(relative_error(result[ends], right) for result, right in zip(results, expected, strict=True))
 
 
-def _distance(actual: Tensor, expected: Tensor) -> float:
-    difference = (actual.cpu().double() - expected).abs().max() / expected.abs().max()
+def relative_error(actual: Tensor, exact: Tensor) -> float:
+    """The largest error, relative to the largest exact value; infinite for NaN. `exact` is on the CPU, in float64."""
+    difference = (actual.cpu().double() - exact).abs().max() / exact.abs().max()
     return difference.nan_to_num(nan=float('inf')).item()

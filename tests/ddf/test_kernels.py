@@ -7,7 +7,7 @@ import torch
 
 import ddf
 from ddf import check, operators, reference
-from ddf.check import Case
+from ddf.check import Case, evaluate
 
 
 @pytest.fixture(autouse=True)
@@ -19,14 +19,6 @@ def compiled():
 def assert_agrees(case, dtype=torch.float64):
     errors = check.errors(case, dtype, 'cpu')
     assert max(errors) <= check.tolerance(dtype), dict(zip(check.RESULTS, errors))
-
-
-def evaluate(implementation, tensors, settings):
-    return (
-        implementation.forward(*tensors[1:], *settings),
-        implementation.input_gradient(*tensors, *settings),
-        *implementation.filter_gradients(*tensors, *settings),
-    )
 
 
 def test_kernels_are_registered():

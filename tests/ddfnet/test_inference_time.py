@@ -10,7 +10,7 @@ from ddfnet import inference_time
 from ddfnet.benchmarking import session
 from ddfnet.benchmarking.processes import WorkerFailure
 from ddfnet.config import BenchmarkConfig, load_inference_config
-from tests.ddfnet.benchmarking.stand_ins import StandIn
+from tests.ddfnet.benchmarking.stand_ins import StandIn, interrupted_at_second_call
 
 QUICK = ['--device', 'cpu', '--min-time', '0.001', '--num-threads', '1']
 SMALL_NETS = [*QUICK, '--img-size', '32', '--model-kwargs', 'channels=(8,8,16,16)', '--model']
@@ -148,15 +148,7 @@ def test_budget_leaves_out_what_is_larger(run_command, capsys, stand_ins):
 
 
 def test_interruption_reports_what_was_measured(run_command, capsys, tmp_path, stand_ins):
-    calls = []
-
-    def interrupted(seconds: float) -> list[float]:
-        calls.append(seconds)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return [0.1]
-
-    stand_ins({('resnet26', 'time'): interrupted})
+    stand_ins({('resnet26', 'time'): interrupted_at_second_call()})
     flags = ['--model', 'resnet18', 'resnet26', '-b', '1', '2', '--json', tmp_path / 'x.json']
     assert run_command(inference_time.main, *flags) == 130
     captured = capsys.readouterr()

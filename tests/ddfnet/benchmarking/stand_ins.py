@@ -66,3 +66,15 @@ class StandIn:
     @staticmethod
     def _drop() -> None:
         return None
+
+
+def interrupted_at_second_call() -> Callable[[float], list[float]]:
+    """What a script has in the place of `time`: Ctrl-C comes during its second call."""
+    calls = itertools.count(1)
+
+    def time(seconds: float) -> list[float]:
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        return [0.1]
+
+    return time

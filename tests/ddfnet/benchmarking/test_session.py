@@ -15,7 +15,7 @@ from ddfnet.benchmarking.session import Session
 from ddfnet.benchmarking.subjects import Job
 from ddfnet.config import BenchmarkConfig, InferenceConfig
 from ddfnet.errors import UserError
-from tests.ddfnet.benchmarking.stand_ins import StandIn
+from tests.ddfnet.benchmarking.stand_ins import StandIn, interrupted_at_second_call
 
 NAMES = ['a', 'b', 'c']
 
@@ -162,17 +162,9 @@ def test_table_that_would_end_after_the_deadline_is_left_out(measure):
 
 
 def test_interruption_keeps_the_times(measure):
-    calls = []
-
-    def interrupted(seconds: float) -> list[float]:
-        calls.append(seconds)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return [0.1]
-
     measured = table()
     with pytest.raises(KeyboardInterrupt):
-        measure(measured, script={('b', 'time'): interrupted})
+        measure(measured, script={('b', 'time'): interrupted_at_second_call()})
     assert [len(row.times) for row in measured.rows] == [2, 1, 1]
 
 
