@@ -15,7 +15,7 @@
 #include <string>
 #include <tuple>
 
-#include "cpu/call.h"
+#include "cpu/kernels.h"
 
 #ifndef DDF_BUILD_STAMP
 #error "compile with `python -m ddf build`, which defines DDF_BUILD_STAMP"

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "call.h"
+#include "../call.h"
 
 namespace ddf {
 namespace {

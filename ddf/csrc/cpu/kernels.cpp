@@ -1,4 +1,6 @@
 // The kernels of one instruction set; compiled once for each, free of torch.
+#include "kernels.h"
+
 #include "pixels_filter_gradients.h"
 #include "pixels_gather.h"
 #include "planes_filter_gradients.h"

@@ -1,4 +1,5 @@
-// What a call of a kernel is made of. Plain data: this header is read by files compiled for different instruction sets.
+// What a call of a kernel is made of. Plain data: this header is read by files compiled for different instruction sets
+// and devices.
 #pragma once
 
 #include <cstdint>
@@ -30,19 +31,8 @@ struct Call {
   Array input, channel_filter, spatial_filter;  // of the filters' arrays row and column are those of the tap or pixel
   Array output;                                 // in the gradients: grad_output
   Array grad_input, grad_channel, grad_spatial;
-  int64_t threads;
+  int64_t threads;  // this and the next: on the CPU only
   ParallelFor parallel_for;
 };
-
-struct Kernels {
-  const char* capability;
-  void (*forward)(const Call&);
-  void (*input_gradient)(const Call&);    // writes grad_input
-  void (*filter_gradients)(const Call&);  // writes grad_channel (contiguous) and grad_spatial
-};
-
-Kernels kernels_default();
-Kernels kernels_avx2();
-Kernels kernels_avx512();
 
 }  // namespace ddf
