@@ -1,16 +1,25 @@
-"""The one way in which a user's mistake leaves a command: a line on stderr and exit status 2."""
+"""The ways in which a command ends early: a user's mistake, with a line on stderr and status 2, and signals."""
 
 import functools
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NoReturn
 
 
 class UserError(Exception):
     """A mistake the user can mend. The message says what was expected, what came, and how to mend it."""
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came: whatever saves its work on Ctrl-C does so for it too."""
+
+
 def command(run: Callable[[list[str]], None]) -> Callable[[], int]:
-    """Turns `run(argv)` into an entry point that returns an exit status: 0 done, 2 user's mistake, 130 interrupted.
+    """Turns `run(argv)` into an entry point that returns an exit status: 0 done, 2 user's mistake, 130 and 143 where
+    Ctrl-C and SIGTERM stopped it.
 
     Any other exception is a failure of ours and keeps its traceback (exit status 1).
     """
@@ -18,16 +27,36 @@ def command(run: Callable[[list[str]], None]) -> Callable[[], int]:
     @functools.wraps(run)
     def entry_point() -> int:
         try:
-            run(sys.argv[1:])
+            with _sigterm_raises():
+                run(sys.argv[1:])
         except UserError as error:
             print(f'error: {_message(error)}', file=sys.stderr)
             return 2
-        except KeyboardInterrupt:
-            print('interrupted', file=sys.stderr)
-            return 130
+        except KeyboardInterrupt as error:
+            terminated = isinstance(error, Terminated)
+            print('terminated' if terminated else 'interrupted', file=sys.stderr)
+            return 128 + (signal.SIGTERM if terminated else signal.SIGINT)
         return 0
 
     return entry_point
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """SIGTERM raises Terminated meanwhile, where nobody else handles it."""
+    main_thread = threading.current_thread() is threading.main_thread()
+    if not main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise Terminated
 
 
 def _message(error: UserError) -> str:
