@@ -1,6 +1,7 @@
 """The command `inference_time.py`: the operation against convolutions, or models against each other, as tables."""
 
 import math
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from ddfnet.config.inference import map_shape
 from ddfnet.config.values import did_you_mean
 from ddfnet.distributed import resolve_device
 from ddfnet.errors import UserError, command
-from ddfnet.models.build import check_model_name
+from ddfnet.models.build import model_names
 from ddfnet.precision import Precision
 
 _PAPER_SIZES = ('7', '14', '28', '56', '112', '224', '2x256x200x300')
@@ -80,12 +81,16 @@ def operation_tables(config: BenchmarkConfig) -> list[Table]:
 
 
 def model_tables(config: BenchmarkConfig) -> list[Table]:
-    """A table per batch size."""
+    """A table per batch size. Raises UserError for a name that no model has."""
+    names = model_names(config.model or ())
     mode = ', training step' if config.train else ''
     return [
         Table(
             f'batch {batch_size}{mode}',
-            [Row(Job(name, batch_size), name, position) for position, name in enumerate(config.model or ())],
+            [
+                Row(Job(name, batch_size), name, position, dispensable=not named)
+                for position, (name, named) in enumerate(names.items())
+            ],
         )
         for batch_size in dict.fromkeys(config.batch_size)
     ]
@@ -97,8 +102,6 @@ def _check(config: BenchmarkConfig) -> dict[str, float]:
         {'--json': config.json, '--csv': config.csv, '--plot': config.plot},
         {'--plot': ('.png', '.pdf', '.svg')},
     )
-    for name in config.model or ():
-        check_model_name(name)
     if config.torchcompile:
         backends = torch.compiler.list_backends()
         if config.torchcompile not in backends:
@@ -121,16 +124,17 @@ def _deadline(config: BenchmarkConfig, start: float) -> float | None:
 def _measure(
     session: Session, table: Table, so_far: Sequence[Table], deadline: float | None, progress: Progress
 ) -> None:
-    """Measures and prints a table; the first is never left out, and none that follows one that was."""
+    """Measures and prints a table; of the first nothing is left out, of maps larger than those left out everything."""
     try:
-        if any(other.left_out for other in so_far):
+        if table.rows[0].job.shape is not None and any(other.left_out for other in so_far):
             table.left_out = 'left out: larger than the one above'
         else:
             session.measure(table, deadline if len(so_far) > 1 else None)
     finally:
         progress.clear()
         if table.left_out or any(row.times or row.problem for row in table.rows):
-            print('\n' + table_text(table), flush=True)
+            width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+            print('\n' + table_text(table, width), flush=True)
 
 
 def _header(environment: dict[str, Any], config: InferenceConfig, precision: Precision) -> str:
@@ -155,7 +159,7 @@ def _header(environment: dict[str, Any], config: InferenceConfig, precision: Pre
 def _hints(config: BenchmarkConfig, tables: Sequence[Table]) -> str:
     """How to get what the defaults leave out."""
     hints = []
-    if any(table.left_out for table in tables):
+    if any(row.left_out for table in tables for row in table.rows):
         wider = 'a larger --budget in seconds' if config.model else '--sizes, or a larger --budget in seconds'
         hints.append(f'for what was left out: {wider}')
     if not config.model and not config.op:

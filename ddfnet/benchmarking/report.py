@@ -12,18 +12,26 @@ from ddfnet.errors import UserError
 _MISSING = '-'
 
 
-def table_text(table: Table) -> str:
-    """The table for a terminal, with notes below."""
-    lines = [table.title]
+def table_text(table: Table, width: int | None = None) -> str:
+    """The table for a terminal, with notes below; columns that do not fit into `width` characters follow beneath."""
     if table.left_out:
         return f'{table.title}: {table.left_out}'
     columns = _COLUMNS if table.rows[0].job.shape is not None else [_INPUT, *_COLUMNS]
     cells = [['', *(header for header, _ in columns)]]
     cells += [[row.label, *(cell(table, row) or _MISSING for _, cell in columns)] for row in table.rows]
-    widths = [max(map(len, column)) for column in zip(*cells)]
-    for first, *others in cells:
-        lines.append('  '.join([first.ljust(widths[0]), *map(str.rjust, others, widths[1:])]))
-    return '\n'.join([*lines, *(f'  {row.label}: {note}' for row in table.rows for note in row.notes())])
+    names, *others = zip(*cells)
+    blocks = [_aligned(names)]
+    for column in map(_aligned, others, [str.rjust] * len(others)):
+        if width is not None and len(blocks[-1][0]) + 2 + len(column[0]) > width:
+            blocks.append(_aligned(names))
+        blocks[-1] = [f'{line}  {cell}' for line, cell in zip(blocks[-1], column)]
+    notes = [f'  {row.label}: {note}' for row in table.rows for note in row.notes()]
+    return '\n'.join([table.title, '\n\n'.join('\n'.join(block) for block in blocks), *notes])
+
+
+def _aligned(cells: Sequence[str], justify: Callable[[str, int], str] = str.ljust) -> list[str]:
+    width = max(map(len, cells))
+    return [justify(cell, width) for cell in cells]
 
 
 def write_csv(path: Path, tables: Sequence[Table]) -> None:

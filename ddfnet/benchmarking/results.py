@@ -18,6 +18,8 @@ class Row:
         problem: Why there are no times; '' where there are, or will be.
         details: The traceback where the problem is a failure of the program.
         in_turns: Whether its passes were timed in turns with those of the other rows.
+        left_out: Whether it was not measured for lack of time; `problem` says so.
+        dispensable: Whether the user did not name it, so that a mistake in it is its own problem alone.
     """
 
     job: Job
@@ -29,6 +31,8 @@ class Row:
     problem: str = ''
     details: str = ''
     in_turns: bool = False
+    left_out: bool = False
+    dispensable: bool = False
 
     @property
     def statistics(self) -> Statistics | None:

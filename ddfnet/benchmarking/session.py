@@ -14,6 +14,7 @@ from ddfnet.benchmarking.processes import WorkerFailure, WorkerProcess
 from ddfnet.benchmarking.progress import Progress
 from ddfnet.benchmarking.results import Row, Table
 from ddfnet.config import InferenceConfig
+from ddfnet.errors import UserError
 
 _ROUNDS = 5
 _PASSES = 3
@@ -46,7 +47,7 @@ class Session:
 
         Args:
             deadline: Value of time.monotonic() after which the table should not end; where a trial says that it would,
-                the table is left out.
+                the rows that take longest are left out.
 
         Raises:
             UserError: A row cannot be built, by a mistake of the user; nothing of the table was timed.
@@ -55,11 +56,9 @@ class Session:
         for row in table.rows:
             self._progress.show(f'{table.title}: building {row.label}')
             row.built = self._ask(row, 'build', row.job)
-        built = [row for row in table.rows if row.built is not None]
-        seconds = sum(self._duration(row) for row in built)
-        if deadline is not None and time.monotonic() + seconds > deadline:
-            table.left_out = f'left out: it would take about {seconds:.0f} s, more than is left of the budget'
-            return
+        if deadline is not None:
+            self._leave_out(table, deadline)
+        built = [row for row in table.rows if row.built is not None and not row.left_out]
         together = built if _fit_together(built) else []
         for row in together:
             row.in_turns = True
@@ -68,6 +67,19 @@ class Session:
             if not row.times and not row.details:
                 row.in_turns = len(built) == 1
                 self._measure_alone(table, row)
+
+    def _leave_out(self, table: Table, deadline: float) -> None:
+        """Leaves as many rows as end before the deadline, the quickest; the table is left out where none does."""
+        remaining = deadline - time.monotonic()
+        slowest_last = sorted((row for row in table.rows if row.built is not None), key=self._duration)
+        for row in slowest_last:
+            seconds = self._duration(row)
+            remaining -= seconds
+            if remaining < 0:
+                row.left_out = True
+                row.problem = f'left out: it would take about {seconds:.0f} s, more than is left of the budget'
+        if slowest_last and slowest_last[0].left_out:
+            table.left_out = slowest_last[0].problem
 
     def _measure_alone(self, table: Table, row: Row) -> None:
         """A model halves its batch until it fits; maps are of the size that was asked for."""
@@ -110,6 +122,10 @@ class Session:
         worker = self._worker(row.position)
         try:
             return worker.call(method, *arguments)
+        except UserError as error:
+            if not row.dispensable:
+                raise
+            row.problem = str(error)
         except OutOfMemory as error:
             row.problem = str(error)
         except WorkerFailure as error:

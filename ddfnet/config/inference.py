@@ -24,7 +24,7 @@ class BenchmarkConfig:
     op: tuple[Operation, ...] | None = None
     """Rows, one or several; --op alone is all. Without it and --model: all but compiled, since that takes long."""
     model: Annotated[tuple[str, ...] | None, arg(aliases=['-m'])] = None
-    """Names of models to time, instead of the operation."""
+    """Names of models to time, instead of the operation; * and ? stand for any characters, as in 'ddf_mul_*'."""
     model_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Further arguments of every model."""
     batch_size: Annotated[tuple[Count, ...], arg(aliases=['-b'])] = (32,)
@@ -42,7 +42,7 @@ class BenchmarkConfig:
     min_time: Positive = 0.5
     """Seconds that each row is timed for, in turns with the others; at least three passes are timed."""
     budget: Positive | None = None
-    """Seconds for the whole run: maps that would take longer are left out; none is 60 where no --sizes are given."""
+    """Seconds for the whole run: what would take longer is left out; none is 60 where no --sizes are given."""
     device: str = 'auto'
     """Device, such as cuda, cuda:1, mps or cpu; auto takes the best there is."""
     num_threads: Count | None = None

@@ -2,6 +2,7 @@
 
 import copy
 import difflib
+from collections.abc import Iterable
 from typing import Any
 
 import timm
@@ -32,6 +33,25 @@ def check_model_name(name: str) -> None:
     nearest = difflib.get_close_matches(name, timm.list_models(), n=3)
     hint = f': did you mean {", ".join(nearest)}?' if nearest else ': timm.list_models() lists them'
     raise UserError(f'unknown model {name!r}{hint}')
+
+
+def model_names(patterns: Iterable[str]) -> dict[str, bool]:
+    """Names that are registered with timm, each once, with whether it was named itself and not by a `*` or `?`.
+
+    Raises:
+        UserError: A name or a pattern that no model has.
+    """
+    names: dict[str, bool] = {}
+    for pattern in patterns:
+        if not any(mark in pattern for mark in '*?['):
+            check_model_name(pattern)
+            names[pattern] = True
+            continue
+        found = timm.list_models(pattern)
+        if not found:
+            raise UserError(f'no model matches {pattern!r}: timm.list_models() lists them')
+        names = dict.fromkeys([*names, *found], False) | names
+    return names
 
 
 def build_model(

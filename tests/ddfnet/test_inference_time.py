@@ -10,6 +10,7 @@ from ddfnet import inference_time
 from ddfnet.benchmarking import session
 from ddfnet.benchmarking.processes import WorkerFailure
 from ddfnet.config import BenchmarkConfig, load_inference_config
+from ddfnet.errors import UserError
 from tests.ddfnet.benchmarking.stand_ins import StandIn, interrupted_at_second_call
 
 QUICK = ['--device', 'cpu', '--min-time', '0.001', '--num-threads', '1']
@@ -70,6 +71,7 @@ def test_compiled_operation(run_command, capsys):
     ('flags', 'message'),
     [
         (['--model', 'ddf_mul_resnet2'], "unknown model 'ddf_mul_resnet2': did you mean ddf_mul_resnet26"),
+        (['--model', 'ddff_*'], "no model matches 'ddff_*': timm.list_models() lists them"),
         (['--kernel-size', '2'], '--kernel-size: expected an odd number of at least 3, got 2'),
         (['--device', 'abacus'], "device 'abacus' cannot be used here"),
         (['--op', 'ddf', '--model', 'resnet18'], '--op times the operation and --model times models: give one'),
@@ -132,6 +134,15 @@ def test_default_tables_are_those_of_the_paper():
     assert names == ['conv', 'depthwise', 'module', 'ddf', 'unfold', 'shifted']
     everything = inference_time.operation_tables(BenchmarkConfig(op=('all',)))
     assert [row.job.name for row in everything[0].rows] == [*names, 'compiled']
+
+
+def test_patterns_of_model_names(run_command, capsys, stand_ins):
+    names = [row.label for row in inference_time.model_tables(BenchmarkConfig(model=('resnet50', 'ddf_mul_*')))[0].rows]
+    assert names == ['resnet50', *(f'ddf_mul_resnet{depth}' for depth in (26, 50, 101, 152))]
+    stand_ins({('ddf_mul_resnet26', 'build'): UserError('it does not take such images')})
+    assert run_command(inference_time.main, '--model', 'ddf_mul_*') == 0
+    assert '  ddf_mul_resnet26: it does not take such images' in capsys.readouterr().out
+    assert run_command(inference_time.main, '--model', 'ddf_mul_*', 'ddf_mul_resnet26') == 2
 
 
 def test_budget_leaves_out_what_is_larger(run_command, capsys, stand_ins):

@@ -38,6 +38,19 @@ def test_text():
     assert lines[3] == '  the c: does not fit'
 
 
+def test_narrow_terminal():
+    table = Table('batch 4', [row('a', 0.01), row('b', 0.02)])
+    wide, narrow = table_text(table, 200), table_text(table, 40)
+    assert wide == table_text(table)
+    assert max(map(len, narrow.splitlines())) <= 40
+    blocks = narrow.split('\n', 1)[1].split('\n\n')
+    assert [line.split()[:2] for block in blocks for line in block.splitlines()[1:]] == [
+        ['the', 'a'],
+        ['the', 'b'],
+    ] * len(blocks)
+    assert sorted(narrow.split()) == sorted([*wide.split(), *['the', 'a', 'the', 'b'] * (len(blocks) - 1)])
+
+
 def test_no_ratio_of_wrong_results():
     table = Table('t', [row('a', 0.01), row('b', 0.02, error=0.3), row('c', 0.02, error=float('nan'))])
     assert [table.ratio(each) for each in table.rows] == [1, None, None]

@@ -154,11 +154,32 @@ def test_maps_keep_their_batch(measure):
 
 def test_table_that_would_end_after_the_deadline_is_left_out(measure):
     late, early = table(), table()
-    workers = measure(late, deadline=time.monotonic() + 1)  # three rows of 5 + 3 passes of 0.1 s
-    assert late.left_out == 'left out: it would take about 2 s, more than is left of the budget'
+    workers = measure(late, deadline=time.monotonic() + 0.5)  # three rows of 5 + 3 passes of 0.1 s
+    assert late.left_out == 'left out: it would take about 1 s, more than is left of the budget'
     assert {method for _, method, _ in workers.log} == {'build', 'close'}
     measure(early, deadline=time.monotonic() + 10)
     assert not early.left_out
+    assert not any(row.left_out for row in early.rows)
+
+
+def test_quickest_rows_are_measured_before_the_deadline(measure):
+    def build(job: Job):
+        return dataclasses.replace(StandIn._build(job), seconds=1.0)
+
+    measured = table()
+    measure(measured, script={('a', 'build'): build}, deadline=time.monotonic() + 3)
+    assert [len(row.times) for row in measured.rows] == [0, 3, 3]
+    assert measured.rows[0].notes() == ['left out: it would take about 8 s, more than is left of the budget']
+    assert not measured.left_out
+    assert not measured.rows[0].failed
+
+
+def test_mistake_in_a_dispensable_row_is_its_own(measure):
+    measured = table()
+    measured.rows[1].dispensable = True
+    measure(measured, script={('b', 'build'): UserError('it does not take such images')})
+    assert [len(row.times) for row in measured.rows] == [3, 0, 3]
+    assert measured.rows[1].notes() == ['it does not take such images']
 
 
 def test_interruption_keeps_the_times(measure):
