@@ -124,12 +124,9 @@ def _deadline(config: BenchmarkConfig, start: float) -> float | None:
 def _measure(
     session: Session, table: Table, so_far: Sequence[Table], deadline: float | None, progress: Progress
 ) -> None:
-    """Measures and prints a table; of the first nothing is left out, of maps larger than those left out everything."""
+    """Measures and prints a table; of the first nothing is left out."""
     try:
-        if table.rows[0].job.shape is not None and any(other.left_out for other in so_far):
-            table.left_out = 'left out: larger than the one above'
-        else:
-            session.measure(table, deadline if len(so_far) > 1 else None)
+        session.measure(table, deadline if len(so_far) > 1 else None)
     finally:
         progress.clear()
         if table.left_out or any(row.times or row.problem for row in table.rows):

@@ -22,6 +22,7 @@ LABELS = {
     'compiled': 'compiled shifted sum',
 }
 _MODULES = ('conv', 'depthwise', 'module')
+_CHANNEL_STEP = 15  # odd, so that every lane of a vector has its turn
 _TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
@@ -139,13 +140,18 @@ class Operation:
 
 @torch.no_grad()
 def _error(run: Callable[[], Iterable[Tensor]], inputs: list[Tensor], grad_output: Tensor | None) -> float:
-    """Largest relative error of the first and the last image, against the definition in float64."""
+    """Largest relative error of the first and the last image, against the definition in float64.
+
+    Of a forward pass every 15th channel is compared: the definition takes seconds for a large map.
+    """
     with torch.set_grad_enabled(grad_output is not None):
         results = run()
     ends = [0, -1]
     arguments: Any = [tensor[ends].cpu().double() for tensor in inputs]
     settings: Any = (1, 1, 1, 'mul')
     if grad_output is None:
+        results = [result[:, ::_CHANNEL_STEP] for result in results]
+        arguments = [argument[:, ::step] for argument, step in zip(arguments, (_CHANNEL_STEP, _CHANNEL_STEP, 1))]
         expected = [reference.forward(*arguments, *settings)]
     else:
         expected = check.evaluate(reference, [grad_output[ends].cpu().double(), *arguments], settings)

@@ -80,17 +80,29 @@ def _draw_lines(axis: Any, rows: Sequence[Row]) -> None:
 
 
 def draw_models(tables: Sequence[Table], path: Path, top1: Mapping[str, float]) -> None:
-    """Accuracy over milliseconds per image where all accuracies are known, else GMACs; bars from p10 to p90."""
+    """Accuracy over milliseconds per image where all accuracies are known, else GMACs; bars from p10 to p90.
+
+    Batch sizes have colours, and a model has its name once, at the first of them.
+    """
     rows = [row for table in tables for row in table.rows if row.times]
     known = bool(rows) and all(row.job.name in top1 for row in rows)
     figure, axis = plt.subplots(figsize=(7, 5), layout='constrained')
     points = [_point(row, top1[row.job.name] if known else None) for row in rows]
     middle = (min(point[1] for point in points) + max(point[1] for point in points)) / 2
-    for row, (low, median, high, height) in zip(rows, points):
-        axis.errorbar(median, height, xerr=[[median - low], [high - median]], marker='o', capsize=3)
+    colours = {size: f'C{number}' for number, size in enumerate(dict.fromkeys(row.batch_size for row in rows))}
+    for size, colour in colours.items():
+        chosen = [point for row, point in zip(rows, points) if row.batch_size == size]
+        lows, medians, highs, heights = zip(*chosen)
+        bars = [[m - low for m, low in zip(medians, lows)], [high - m for m, high in zip(medians, highs)]]
+        axis.errorbar(medians, heights, xerr=bars, fmt='o', capsize=3, color=colour, label=f'batch {size}')
+    named: set[str] = set()
+    for row, (_, median, _, height) in zip(rows, points):
+        if row.job.name in named:
+            continue
+        named.add(row.job.name)
         side, offset = ('left', 4) if median <= middle else ('right', -4)
         axis.annotate(
-            f'{row.job.name}, batch {row.batch_size}',
+            row.job.name,
             (median, height),
             xytext=(offset, 6),
             textcoords='offset points',
@@ -100,6 +112,8 @@ def draw_models(tables: Sequence[Table], path: Path, top1: Mapping[str, float]) 
     axis.set(xlabel='ms per image (median, bar from p10 to p90)')
     axis.set(ylabel='top-1 on ImageNet (%)' if known else 'GMACs per image')
     axis.margins(0.2)
+    axis.set_xlim(left=0)
+    axis.legend(fontsize='small')
     axis.grid(alpha=0.3)
     _save(figure, path)
 

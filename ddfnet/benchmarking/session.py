@@ -30,6 +30,7 @@ class Session:
         self._device = device
         self._progress = progress
         self._workers: dict[int, WorkerProcess] = {}
+        self._left_out: set[int] = set()
 
     def __enter__(self) -> 'Session':
         return self
@@ -47,13 +48,16 @@ class Session:
 
         Args:
             deadline: Value of time.monotonic() after which the table should not end; where a trial says that it would,
-                the rows that take longest are left out.
+                the rows that take longest are left out, and out of tables of larger maps too.
 
         Raises:
             UserError: A row cannot be built, by a mistake of the user; nothing of the table was timed.
         """
         self._progress.stage(f'{table.title}: {len(table.rows)} rows')
         for row in table.rows:
+            if row.job.shape is not None and row.position in self._left_out:
+                row.left_out, row.problem = True, 'left out: larger than the one above'
+                continue
             self._progress.show(f'{table.title}: building {row.label}')
             row.built = self._ask(row, 'build', row.job)
         if deadline is not None:
@@ -78,8 +82,9 @@ class Session:
             if remaining < 0:
                 row.left_out = True
                 row.problem = f'left out: it would take about {seconds:.0f} s, more than is left of the budget'
-        if slowest_last and slowest_last[0].left_out:
-            table.left_out = slowest_last[0].problem
+                self._left_out.add(row.position)
+        if all(row.left_out for row in table.rows):
+            table.left_out = next(iter(slowest_last), table.rows[0]).problem
 
     def _measure_alone(self, table: Table, row: Row) -> None:
         """A model halves its batch until it fits; maps are of the size that was asked for."""

@@ -119,10 +119,11 @@ def test_pictures_show_what_was_measured(tmp_path, monkeypatch):
     assert first.lines[1].get_xydata().tolist() == [[7, 20], [14, 20]]
     assert second.get_title() == 'batch 2, 8 channels'
     assert [bar.get_width() for bar in second.patches] == [10, 20]
-    models = [Table('t', [row('a', 0.01), row('b', 0.02), unmeasured('c')])]
+    models = [Table('t', [row('a', 0.01), row('b', 0.02), unmeasured('c')]), Table('u', [row('a', 0.02, batch_size=9)])]
     draw_models(models, tmp_path / 'x.png', {'a': 77.0, 'b': 79.0})
     assert figures[-1].axes[0].get_ylabel() == 'top-1 on ImageNet (%)'
-    assert [text.get_text() for text in figures[-1].axes[0].texts] == ['a, batch 4', 'b, batch 4']
+    assert [text.get_text() for text in figures[-1].axes[0].texts] == ['a', 'b']
+    assert figures[-1].axes[0].get_legend_handles_labels()[1] == ['batch 4', 'batch 9']
     draw_models(models, tmp_path / 'x.png', {'a': 77.0})
     assert figures[-1].axes[0].get_ylabel() == 'GMACs per image'
 
