@@ -14,12 +14,16 @@ class UserError(Exception):
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM came: whatever saves its work on Ctrl-C does so for it too."""
+    """A signal came, SIGTERM unless said otherwise: whatever saves its work on Ctrl-C does so for it too."""
+
+    def __init__(self, number: int = signal.SIGTERM) -> None:
+        super().__init__()
+        self.number = number
 
 
 def command(run: Callable[[list[str]], None]) -> Callable[[], int]:
-    """Turns `run(argv)` into an entry point that returns an exit status: 0 done, 2 user's mistake, 130 and 143 where
-    Ctrl-C and SIGTERM stopped it.
+    """Turns `run(argv)` into an entry point that returns an exit status: 0 done, 2 user's mistake, 128 + the
+    number of the signal that stopped it (130 Ctrl-C, 143 SIGTERM).
 
     Any other exception is a failure of ours and keeps its traceback (exit status 1).
     """
@@ -33,9 +37,9 @@ def command(run: Callable[[list[str]], None]) -> Callable[[], int]:
             print(f'error: {_message(error)}', file=sys.stderr)
             return 2
         except KeyboardInterrupt as error:
-            terminated = isinstance(error, Terminated)
-            print('terminated' if terminated else 'interrupted', file=sys.stderr)
-            return 128 + (signal.SIGTERM if terminated else signal.SIGINT)
+            number = error.number if isinstance(error, Terminated) else signal.SIGINT
+            print('interrupted' if number == signal.SIGINT else 'terminated', file=sys.stderr)
+            return 128 + number
         return 0
 
     return entry_point

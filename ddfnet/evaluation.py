@@ -19,6 +19,7 @@ def evaluate(
     processes: Processes,
     report: Callable[[str], None] | None = None,
     report_interval: int = 10,
+    on_batch: Callable[[], None] | None = None,
 ) -> dict[str, float]:
     """Mean cross-entropy `loss`, `top1` and `top5` in percent, the `count` of images and `samples_per_s`.
 
@@ -27,6 +28,7 @@ def evaluate(
     Args:
         loader: From `create_validation_loader`.
         report: Takes a line of progress every `report_interval` batches, in the primary process.
+        on_batch: Called after every batch in every process, which all have equally many.
     """
     model.eval()
     evaluator = ClassificationEvaluator(processes.device, max_samples=evaluation_sample_limit(loader))
@@ -36,6 +38,8 @@ def evaluate(
         with precision.autocast():
             output = model(images)
         evaluator.update(output, targets.to(processes.device))
+        if on_batch:
+            on_batch()
         if report and processes.is_primary and (index + 1) % report_interval == 0:
             metrics = evaluator.summary()
             report(f'[{index + 1:5d}/{len(loader)}] loss {metrics["loss"]:.4f}  top1 {metrics["top1"]:.3f} %')

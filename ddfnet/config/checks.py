@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from ddfnet.config.inference import contradictions
 from ddfnet.config.schema import AnyConfig, InferenceConfig, TrainConfig, ValidateConfig, entries, to_flat_dict
-from ddfnet.config.values import convert
+from ddfnet.config.values import convert, interval
 from ddfnet.errors import UserError
 
 
@@ -36,6 +36,10 @@ def _train(config: TrainConfig) -> Iterator[str]:
         yield 'no images to train on: expected DATA_DIR (a folder with train and validation), or --dataset digits'
     yield from _schedule(config)
     yield from _augmentation(config)
+    try:
+        interval(config.run.checkpoint_interval)
+    except ValueError as error:
+        yield f'--checkpoint-interval: {error}'
 
 
 def _validate(config: ValidateConfig) -> Iterator[str]:

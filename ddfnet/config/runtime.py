@@ -28,6 +28,8 @@ class BatchNormConfig:
 
     dist_bn: Literal['', 'reduce', 'broadcast'] = 'reduce'
     """After each epoch average the running statistics of all processes, take the first one's, or leave them."""
+    sync_bn: bool = False
+    """Normalise over the batches of all processes; accelerators only."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,11 +49,13 @@ class DistributionConfig:
     """Device and processes."""
 
     device: str = 'auto'
-    """Device, such as cuda, cuda:1, mps or cpu; auto takes the best there is."""
+    """Device, such as cuda, cuda:1, mps or cpu; auto takes the best there is. Several processes take a GPU each."""
     dist_backend: str | None = None
     """Communication between processes; none takes nccl on CUDA, gloo on the CPU."""
     dist_timeout: Positive | None = None
     """Minutes after which a process stops waiting for the others; none keeps torch's."""
+    synchronize_step: bool = False
+    """Wait for the accelerator after every optimiser step."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +72,8 @@ class RunConfig:
     """Optimiser steps between lines of progress."""
     val_interval: Count = 1
     """Epochs between validations."""
+    checkpoint_interval: Annotated[str, arg(aliases=['--recovery-interval'])] = '0'
+    """Save within epochs too: every so many optimiser steps (300) or minutes (10m); 0 saves after epochs alone."""
     resume: str = ''
     """Checkpoint to go on from, or auto for the run folder's last one."""
     no_resume_opt: bool = False

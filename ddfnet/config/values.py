@@ -146,6 +146,16 @@ def convert(value: Any, hint: Any) -> Any:
     return tuple(_single(item, kind, shown) for item in value)
 
 
+def interval(text: str) -> tuple[int, float]:
+    """Optimiser steps ('300') or seconds (600 for '10m') between two events; (0, 0) is never.
+
+    Raises ValueError for anything else.
+    """
+    if not re.fullmatch(r'\d+|\d+(\.\d+)?m', text):
+        raise ValueError(f'expected a number of optimiser steps such as 300, or minutes such as 10m, got {text!r}')
+    return (0, 60 * float(text[:-1])) if text.endswith('m') else (int(text), 0.0)
+
+
 def to_words(value: Any) -> list[str]:
     """The value as it would be written on the command line, for the help."""
     if isinstance(value, dict):

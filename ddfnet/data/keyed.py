@@ -29,28 +29,35 @@ class KeyedDataset(WrappedDataset):
 class KeyedSampler(Sampler[Key]):
     """The epoch's order, drawn from (seed, epoch); rank r of n takes positions r, r + n, r + 2n, ...
 
-    The end is cut to a multiple of `group`, the samples of one optimiser step over all processes, so that every step
-    is of full size.
+    It starts at a position, 0 or where an interrupted epoch goes on. The end is cut so that a multiple of `group`
+    remains, the samples of one optimiser step over all processes: every step is of full size.
     """
 
     def __init__(self, length: int, group: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
-        self.length = length - length % group
+        self.group = group
         self.dataset_length = length
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
-        self.epoch = 0
+        self.set_epoch(0)
 
-    def set_epoch(self, epoch: int) -> None:
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """`start` counts samples over all processes."""
         self.epoch = epoch
+        self.start = start
+
+    def steps(self, start: int) -> int:
+        """Optimiser steps that an epoch has left after `start` samples."""
+        return max(0, self.dataset_length - start) // self.group
 
     def __len__(self) -> int:
-        return self.length // self.world_size
+        return self.steps(self.start) * self.group // self.world_size
 
     def __iter__(self) -> Iterator[Key]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(self.dataset_length, generator=generator).tolist()
-        positions = range(self.rank, self.length, self.world_size)
+        end = self.start + self.steps(self.start) * self.group
+        positions = range(self.start + self.rank, end, self.world_size)
         return iter([(self.epoch, position, order[position]) for position in positions])
 
 
@@ -63,7 +70,7 @@ class KeyedErasing:
         self.start_epoch()
 
     def start_epoch(self) -> None:
-        self.position = self.sampler.rank
+        self.position = self.sampler.start + self.sampler.rank
 
     def __call__(self, images: Tensor) -> Tensor:
         for image in images:  # views: erased in place

@@ -1,6 +1,11 @@
 """Loaders over timm's: training ones whose order and augmentation come from keys, and exact validation ones."""
 
-from collections.abc import Iterator
+import atexit
+import os
+import signal
+import sys
+import weakref
+from collections.abc import Generator
 from typing import Any
 
 from timm.data import FastCollateMixup, Mixup, create_loader
@@ -10,6 +15,9 @@ from ddfnet.config import AugmentationConfig, BatchConfig, DataConfig, DataSourc
 from ddfnet.data.keyed import KeyedDataset, KeyedErasing, KeyedSampler
 from ddfnet.distributed import Processes
 from ddfnet.errors import UserError
+
+_GRACE_SECONDS = 60  # schedulers and launchers give a run about half of that
+_open_loaders: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 class TrainLoader:
@@ -37,6 +45,7 @@ class TrainLoader:
         processes: Processes,
     ) -> None:
         group = samples_per_step(batch, processes.world_size, len(dataset))
+        self.samples_per_step = group
         self.updates_per_epoch = len(dataset) // group
         self.mixes = augmentation.mixes
         self.mixup_off_epoch = augmentation.mixup_off_epoch
@@ -61,14 +70,21 @@ class TrainLoader:
     def __len__(self) -> int:
         return len(self.loader)
 
-    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of an epoch, the same ones whenever and wherever it is asked for."""
-        self.sampler.set_epoch(epoch)
+    def updates_left(self, position: int) -> int:
+        """Optimiser steps that an epoch has left after `position` samples over all processes."""
+        return self.sampler.steps(position)
+
+    def epoch(self, epoch: int, position: int = 0) -> Generator[tuple[Tensor, Tensor], None, None]:
+        """The batches of an epoch from a position on, the same ones whenever and wherever it is asked for.
+
+        Close it where it is left early: that ends its worker processes.
+        """
+        self.sampler.set_epoch(epoch, position)
         if self.erasing is not None:
             self.erasing.start_epoch()
         if self.mixes and self.mixup_off_epoch and epoch >= self.mixup_off_epoch:
             (self.mixup or self.loader).mixup_enabled = False
-        return iter(self.loader)
+        yield from self.loader
 
 
 def samples_per_step(batch: BatchConfig, world_size: int, available: int) -> int:
@@ -95,7 +111,7 @@ def _create_training_loader(
     loader_settings: dict[str, Any],
 ) -> Any:
     try:
-        return create_loader(
+        loader = create_loader(
             dataset,  # type: ignore[arg-type]
             input_settings['input_size'],
             batch_size,
@@ -108,13 +124,15 @@ def _create_training_loader(
         )
     except (AssertionError, KeyError, ValueError) as error:
         raise UserError(f'cannot build the augmentation (aa {augmentation.aa!r}): {error}') from error
+    _open_loaders.add(loader)
+    return loader
 
 
 def create_validation_loader(
     dataset: Any, data: DataSource, batch_size: int, input_settings: dict[str, Any], processes: Processes
 ) -> Any:
     """Batches of the whole set in order, sharded over the processes; timm's evaluators discard the padding."""
-    return create_loader(
+    loader = create_loader(
         dataset,
         input_settings['input_size'],
         batch_size,
@@ -123,6 +141,32 @@ def create_validation_loader(
         **{key: input_settings[key] for key in ('interpolation', 'mean', 'std', 'crop_pct', 'crop_mode')},
         **_loader_settings(data, processes),
     )
+    _open_loaders.add(loader)
+    return loader
+
+
+def stop_workers(loader: Any) -> None:
+    """Ends the processes that a loader keeps for its next pass; they heed SIGTERM only after a while."""
+    loader = getattr(loader, 'loader', loader)
+    if loader._iterator is not None and loader.num_workers > 0:
+        loader._iterator._shutdown_workers()
+        loader._iterator = None
+
+
+@atexit.register  # before multiprocessing's own, which waits for processes that it has sent SIGTERM
+def _stop_all_workers() -> None:
+    for loader in list(_open_loaders):
+        stop_workers(loader)
+
+
+def _leave_signals_to_the_run(worker: Any) -> int:
+    """Lets a worker serve until its run is saved where a launcher signals it too. Returns the worker's own seed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform != 'win32':
+        os.setpgrp()
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE_SECONDS))  # then SIGALRM ends it
+    return worker.seed
 
 
 def _loader_settings(data: DataSource, processes: Processes) -> dict[str, Any]:
@@ -131,6 +175,7 @@ def _loader_settings(data: DataSource, processes: Processes) -> dict[str, Any]:
         'pin_memory': data.pin_mem,
         'use_prefetcher': not data.no_prefetcher,
         'device': processes.device,
+        'worker_seeding': _leave_signals_to_the_run,
     }
 
 

@@ -3,7 +3,7 @@
 import math
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,14 @@ class Best:
 
 
 def save_run(
-    components: Components, progress: Progress, best: Best, directory: RunDirectory, metric: float | None, is_best: bool
+    components: Components,
+    progress: Progress,
+    best: Best,
+    directory: RunDirectory,
+    metric: float | None = None,
+    is_best: bool = False,
 ) -> None:
-    """Writes last.pth.tar, and model_best.pth.tar if `is_best`. `progress` counts the epoch as done."""
+    """Writes last.pth.tar, and model_best.pth.tar if `is_best`. `progress` counts a finished epoch as done."""
     config = components.config
     checkpoint: dict[str, Any] = {
         'epoch': progress.epoch - 1,  # as in timm: the last epoch that is finished
@@ -45,7 +50,7 @@ def save_run(
         'args': to_flat_dict(config),
         'version': 2,
         'metric': metric,
-        'run': {'updates': progress.updates, 'best': asdict(best)},
+        'run': {**asdict(progress), 'best': asdict(best)},
     }
     if components.task.has_ema():
         checkpoint |= components.task.get_checkpoint_state(ema=True)
@@ -78,8 +83,9 @@ def restore_run(components: Components, path: Path) -> tuple[Progress, Best]:
         _restore_optimizer(components, checkpoint, path)
     run = checkpoint.get('run', {})
     epoch = checkpoint['epoch'] + 1
-    updates = run.get('updates', epoch * components.train_loader.updates_per_epoch)
-    return Progress(epoch, updates), Best(**run.get('best', {}))
+    progress = Progress(epoch, epoch * components.train_loader.updates_per_epoch)
+    known = {field.name: run[field.name] for field in fields(Progress) if field.name in run}
+    return replace(progress, **known), Best(**run.get('best', {}))
 
 
 def _restore_optimizer(components: Components, checkpoint: dict[str, Any], path: Path) -> None:

@@ -9,6 +9,7 @@ from timm.scheduler import PlateauLRScheduler
 from timm.utils import distribute_bn
 
 from ddfnet.config import TrainConfig, load_train_config, to_flat_dict
+from ddfnet.data import stop_workers
 from ddfnet.distributed import Processes, start_processes, stop_processes
 from ddfnet.errors import UserError, command
 from ddfnet.evaluation import evaluate
@@ -16,7 +17,9 @@ from ddfnet.training.checkpoint import Best, restore_run, save_run
 from ddfnet.training.components import Components, build_components, wrap_for_processes
 from ddfnet.training.engine import Progress, train_epoch
 from ddfnet.training.monitor import Monitor
+from ddfnet.training.pauses import Pauses
 from ddfnet.training.run_directory import RunDirectory, plan_run
+from ddfnet.training.stopping import stop_request
 
 _logger = logging.getLogger('ddfnet')
 
@@ -37,6 +40,7 @@ def train(config: TrainConfig) -> None:
     """
     distribution = config.distribution
     processes = start_processes(distribution.device, distribution.dist_backend, distribution.dist_timeout)
+    components = None
     try:
         components = build_components(config, processes)
         directory, progress, best = _start(components, processes)
@@ -50,8 +54,13 @@ def train(config: TrainConfig) -> None:
                 _logger.info(f'finished: {directory.path} has all its {components.num_epochs} epochs')
             return
         wrap_for_processes(components, processes)
-        _fit(components, progress, best, directory, processes)
+        with stop_request(processes) as request:
+            pauses = Pauses(components, progress, best, directory, processes, request)
+            _fit(components, progress, best, directory, processes, pauses)
     finally:
+        if components is not None:
+            stop_workers(components.train_loader.loader)
+            stop_workers(components.validation_loader)
         stop_processes()
 
 
@@ -70,14 +79,14 @@ def _start(components: Components, processes: Processes) -> tuple[RunDirectory, 
     directory, checkpoint = planned
     progress, best = restore_run(components, checkpoint) if checkpoint else (Progress(), Best())
     if components.config.schedule.start_epoch is not None:
-        progress.epoch = components.config.schedule.start_epoch
+        progress.start_epoch(components.config.schedule.start_epoch)
         progress.updates = progress.epoch * components.train_loader.updates_per_epoch
-    if progress.epoch > 0:
+    if progress.updates > 0:
         _advance_schedule(components, progress, metric=None)
     if processes.is_primary and progress.epoch < components.num_epochs:
         _create(directory, components)
         if checkpoint:
-            _logger.info(f'going on from {checkpoint} at epoch {progress.epoch}')
+            _logger.info(f'going on from {checkpoint} at epoch {progress.epoch}, step {progress.step}')
     return directory, progress, best
 
 
@@ -92,30 +101,43 @@ def _create(directory: RunDirectory, components: Components) -> None:
     )
 
 
-def _fit(components: Components, progress: Progress, best: Best, directory: RunDirectory, processes: Processes) -> None:
+def _fit(
+    components: Components,
+    progress: Progress,
+    best: Best,
+    directory: RunDirectory,
+    processes: Processes,
+    pauses: Pauses,
+) -> None:
     config = components.config
     monitor = _create_monitor(components, progress, directory, processes) if processes.is_primary else None
     while progress.epoch < components.num_epochs:
         if monitor:
             monitor.start_epoch(progress.epoch)
-        lr = components.optimizer.param_groups[0]['lr']
-        loss = train_epoch(components, progress, processes, monitor.step if monitor else _no_report)
+        if progress.step == 0:
+            progress.lr = components.optimizer.param_groups[0]['lr']
+        lr = progress.lr
+        trained_before = components.train_loader.updates_left(progress.position) == 0  # and stopped in its validation
+        report = monitor.step if monitor else _no_report
+        loss = train_epoch(components, progress, processes, report, pauses.after_step)
         if not math.isfinite(loss):
             raise UserError(
                 f'the training loss became {loss} in epoch {progress.epoch}, which was not saved: lower --lr, or limit '
                 'the gradients with --clip-grad'
             )
-        if processes.distributed and config.batch_norm.dist_bn:
+        if processes.distributed and config.batch_norm.dist_bn and not trained_before:
             for model in filter(None, (components.model, components.ema_model)):
                 distribute_bn(model, processes.world_size, config.batch_norm.dist_bn == 'reduce')
-        metrics = _validate(components, progress, processes)
+        metrics = _validate(components, progress, processes, pauses)
         metric = metrics.get(f'{"ema" if config.ema.model_ema else "validation"}/{config.run.eval_metric}')
-        progress.epoch += 1
+        progress.start_epoch(progress.epoch + 1)
         _advance_schedule(components, progress, metric)
         if monitor:
             is_best = best.improves(metric, progress.epoch - 1, smaller_is_better=config.run.eval_metric == 'loss')
             save_run(components, progress, best, directory, metric, is_best)
             monitor.end_epoch({'train/loss': loss, 'train/lr': lr, **metrics})
+        if progress.epoch < components.num_epochs:
+            pauses.after_epoch()
     if monitor:
         monitor.close()
         if best.metric is not None:
@@ -147,7 +169,7 @@ def _advance_schedule(components: Components, progress: Progress, metric: float 
         scheduler.step(progress.epoch, metric)
 
 
-def _validate(components: Components, progress: Progress, processes: Processes) -> dict[str, float]:
+def _validate(components: Components, progress: Progress, processes: Processes, pauses: Pauses) -> dict[str, float]:
     """Metrics of the model, and of its average where there is one, at the end of every val_interval-th epoch."""
     epoch = progress.epoch + 1
     if epoch % components.config.run.val_interval and epoch != components.num_epochs:
@@ -156,7 +178,9 @@ def _validate(components: Components, progress: Progress, processes: Processes) 
     models = {'validation': components.model, 'ema': components.ema_model}
     for name, model in models.items():
         if model is not None:
-            found = evaluate(model, components.validation_loader, components.precision, processes)
+            found = evaluate(
+                model, components.validation_loader, components.precision, processes, on_batch=pauses.in_validation
+            )
             metrics |= {f'{name}/{key}': found[key] for key in ('loss', 'top1', 'top5')}
     return metrics
 

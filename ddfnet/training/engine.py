@@ -1,5 +1,6 @@
 """One epoch of training."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,10 +15,18 @@ from ddfnet.training.components import Components
 
 @dataclass
 class Progress:
-    """How far a run is: epochs finished and optimiser steps taken."""
+    """How far a run is: epochs finished, optimiser steps taken, and how much of the next epoch is done."""
 
     epoch: int = 0
     updates: int = 0
+    step: int = 0  # optimiser steps of this epoch
+    position: int = 0  # samples of this epoch over all processes
+    lr: float = 0.0  # at the start of this epoch
+    loss_sum: float = 0.0  # of this epoch's batches, averaged over processes
+
+    def start_epoch(self, epoch: int) -> None:
+        """Nothing of this epoch is done yet."""
+        self.epoch, self.step, self.position, self.loss_sum = epoch, 0, 0, 0.0
 
 
 def train_epoch(
@@ -25,31 +34,44 @@ def train_epoch(
     progress: Progress,
     processes: Processes,
     report: Callable[[int, Tensor], None],
+    boundary: Callable[[Callable[[], None]], None] | None = None,
 ) -> float:
-    """Trains on the epoch that `progress` names and counts its optimiser steps.
+    """Trains on what is left of the epoch that `progress` names and counts its optimiser steps.
 
     Args:
         report: Takes the number of steps done in this epoch and the mean loss so far, a scalar on the device, after
             every step. Reading the loss waits for the device.
+        boundary: Called after every step but the last in every process. It takes a function that brings `progress` up
+            to date, sums over all processes included, so that the run can go on from there.
 
     Returns:
         The mean training loss over the epoch and all processes.
     """
     components.task.train()
     accumulation = components.config.batch.grad_accum_steps
-    loss_sum = torch.zeros((), device=processes.device)
-    batches = components.train_loader.epoch(progress.epoch)
-    for step in range(components.train_loader.updates_per_epoch):
-        for micro_step in range(accumulation):
-            images, targets = next(batches)
-            reseed_step(
-                components.config.run.seed, processes.device, 'step', progress.updates, micro_step, processes.rank
-            )
-            loss_sum += _backward(components, images, targets, last=micro_step == accumulation - 1)
-        _optimizer_step(components, progress)
-        report(step + 1, loss_sum / ((step + 1) * accumulation))
-    total = processes.total(loss_sum) / processes.world_size
-    return (total / (components.train_loader.updates_per_epoch * accumulation)).item()
+    loader = components.train_loader
+    loss_sum = torch.full((), progress.loss_sum, device=processes.device)
+
+    def settle() -> None:
+        progress.loss_sum = (processes.total(loss_sum) / processes.world_size).item()
+
+    end = progress.step + loader.updates_left(progress.position)
+    with contextlib.closing(loader.epoch(progress.epoch, progress.position)) as batches:
+        while progress.step < end:
+            for micro_step in range(accumulation):
+                images, targets = next(batches)
+                reseed_step(
+                    components.config.run.seed, processes.device, 'step', progress.updates, micro_step, processes.rank
+                )
+                loss_sum += _backward(components, images, targets, last=micro_step == accumulation - 1)
+            _optimizer_step(components, progress)
+            progress.step += 1
+            progress.position += loader.samples_per_step
+            report(progress.step, loss_sum / (progress.step * accumulation))
+            if boundary and progress.step < end:
+                boundary(settle)
+    settle()
+    return progress.loss_sum / (progress.step * accumulation)
 
 
 def _backward(components: Components, images: Tensor, targets: Tensor, last: bool) -> Tensor:

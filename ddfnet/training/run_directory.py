@@ -40,10 +40,16 @@ class RunDirectory:
     def best(self) -> Path:
         return self.path / 'model_best.pth.tar'
 
+    @property
+    def stopped(self) -> Path:
+        """There while the run is stopped by a signal and can go on: what a scheduler looks for."""
+        return self.path / 'stopped.json'
+
     def create(self, settings: Mapping[str, Any]) -> None:
         """Makes the folder and writes the resolved settings, enough to repeat the run with `-c`."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self.stopped.unlink(missing_ok=True)
             self.settings.write_text(yaml.safe_dump(dict(settings), sort_keys=False))
         except OSError as error:
             raise UserError(f'cannot write to the run folder {self.path}: {error}') from error

@@ -1,5 +1,8 @@
 """Data sets, their mistakes, and order and augmentation that depend on keys alone."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -135,3 +138,24 @@ def test_missing_data_is_named(tmp_path, image_tree):
         open_dataset('', str(tmp_path / 'empty'), 'train', in_chans=3)
     with pytest.raises(UserError, match='cannot open data set'):
         open_dataset('torch/nonsense', str(root), 'train', in_chans=3)
+
+
+def test_process_that_leaves_its_workers_behind_ends(tmp_path):
+    """Workers that ignore SIGTERM must not hold up a process that fails with its loader still in use."""
+    program = """
+import torch
+from ddfnet.config import load_train_config
+from ddfnet.data import create_validation_loader, open_dataset
+from ddfnet.distributed import Processes
+
+data = load_train_config(['--dataset', 'digits', '-j', '1']).data
+settings = dict(input_size=(1, 8, 8), interpolation='bilinear', mean=(0,), std=(1,), crop_pct=1.0, crop_mode=None)
+loader = create_validation_loader(
+    open_dataset('digits', None, 'validation', in_chans=1), data, 8, settings, Processes(torch.device('cpu'))
+)
+batches = iter(loader)
+next(batches)
+raise SystemExit(7)
+"""
+    result = subprocess.run([sys.executable, '-c', program], timeout=50, check=False, capture_output=True, text=True)
+    assert result.returncode == 7, result.stderr
