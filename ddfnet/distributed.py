@@ -74,22 +74,38 @@ def start_processes(device_name: str, backend: str | None = None, timeout_minute
         return Processes(device)
     local_rank, rank, world_size = world_info_from_env()
     if device.type == 'cuda':
-        if local_rank >= torch.cuda.device_count():
-            raise UserError(
-                f'{local_rank + 1} processes on this machine, but {torch.cuda.device_count()} GPUs: start fewer'
-            )
-        device = torch.device('cuda', local_rank)
+        device = _own_gpu(device, local_rank, torch.cuda.device_count())
         torch.cuda.set_device(device)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(local_rank))
     try:
         dist.init_process_group(
-            backend or ('nccl' if device.type == 'cuda' else 'gloo'),
+            backend or dist.get_default_backend_for_device(device),
             timeout=None if timeout_minutes is None else timedelta(minutes=timeout_minutes),
             device_id=device if device.type == 'cuda' else None,
         )
     except (RuntimeError, ValueError) as error:
         raise UserError(f'cannot start {world_size} processes with back end {backend!r}: {error}') from error
     return Processes(device, rank, world_size)
+
+
+def _own_gpu(device: torch.device, local_rank: int, count: int) -> torch.device:
+    """The GPU of a process: that of its number on the machine, or the only one that SLURM lets it see."""
+    if device.index is not None:
+        raise UserError(
+            f'device {str(device)!r}: several processes take a GPU each by their number; give --device {device.type}, '
+            'and choose GPUs with CUDA_VISIBLE_DEVICES'
+        )
+    if count == 1 and 'LOCAL_RANK' not in os.environ:  # srun --gpus-per-task
+        return torch.device(device.type, 0)
+    if local_rank >= count:
+        raise UserError(f'{local_rank + 1} processes on this machine, but {count} GPUs: start fewer')
+    return torch.device(device.type, local_rank)
+
+
+def check_synchronized_batch_norm(device: torch.device) -> None:
+    """Raises UserError where torch cannot normalise over the batches of all processes."""
+    if device.type == 'cpu':
+        raise UserError('--sync-bn works on accelerators only, not on the CPU: leave it out, --dist-bn averages there')
 
 
 def stop_processes() -> None:

@@ -5,7 +5,8 @@
 #         --epochs 120 --sched cosine -b 128 -j 6 --amp --dist-bn reduce
 #
 # On several machines run it on each with NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT set. Other options of torchrun
-# come from TORCHRUN_ARGS. A mistake in the flags is found first, in one process (exit status 2).
+# come from TORCHRUN_ARGS, such as --max-restarts=3: processes that die are started again, and with --resume auto and
+# --experiment NAME they go on where the run was last saved. A mistake in the flags is found first, in one process (exit status 2).
 set -euo pipefail
 if [[ ! ${1:-} =~ ^[1-9][0-9]*$ ]]; then
     echo "usage: $0 NUMBER_OF_PROCESSES [DATA_DIR] [flags of train.py]" >&2
@@ -36,6 +37,8 @@ if [ "${NNODES:-1}" -gt 1 ]; then
 else
     rendezvous=(--standalone)
 fi
+# else the first restart (--max-restarts) finds the store of the processes that ended
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 cores=$(getconf _NPROCESSORS_ONLN)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > processes ? cores / processes : 1))}
 read -ra options <<< "${TORCHRUN_ARGS:-}"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.layers import convert_sync_batchnorm
 from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.task import ClassificationTask
@@ -16,7 +17,7 @@ from torch.optim import Optimizer
 from ddfnet.checkpoints import load_weights, read_checkpoint
 from ddfnet.config import TrainConfig
 from ddfnet.data import TrainLoader, class_names, create_validation_loader, open_dataset
-from ddfnet.distributed import Processes
+from ddfnet.distributed import Processes, check_synchronized_batch_norm
 from ddfnet.errors import UserError
 from ddfnet.models.build import build_model, check_forward, model_in_chans, resolve_input
 from ddfnet.precision import Precision
@@ -84,6 +85,9 @@ def build_components(config: TrainConfig, processes: Processes) -> Components:
     validation_loader = create_validation_loader(
         validation_set, config.data, validation_batch_size, input_settings, processes
     )
+    if config.batch_norm.sync_bn and processes.distributed:
+        check_synchronized_batch_norm(processes.device)
+        model = convert_sync_batchnorm(model)
     precision = Precision(config.precision, processes.device)
     task = _create_task(config, precision.place(model), processes)
     optimizer = _create_optimizer(config, model)
@@ -98,7 +102,11 @@ def wrap_for_processes(components: Components, processes: Processes) -> None:
     """Wraps the model for gradient averaging; after the weights and the schedule of a resumed run are in place."""
     if processes.distributed:
         device_ids = [processes.device.index] if processes.device.type == 'cuda' else None
-        components.task.prepare_distributed(device_ids=device_ids)
+        # From three processes on, sums depend on how gradients lie in buckets. DDP rearranges them after its first
+        # step, so a resumed run would differ in the last bits; it does not where it looks for unused parameters.
+        components.task.prepare_distributed(
+            device_ids=device_ids, find_unused_parameters=processes.world_size > 2 and processes.device.type == 'cpu'
+        )
 
 
 def open_datasets(config: TrainConfig, in_chans: int) -> tuple[Any, Any]:

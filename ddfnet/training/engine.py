@@ -65,6 +65,8 @@ def train_epoch(
                 )
                 loss_sum += _backward(components, images, targets, last=micro_step == accumulation - 1)
             _optimizer_step(components, progress)
+            if components.config.distribution.synchronize_step and processes.device.type != 'cpu':
+                torch.accelerator.synchronize()
             progress.step += 1
             progress.position += loader.samples_per_step
             report(progress.step, loss_sum / (progress.step * accumulation))

@@ -9,7 +9,7 @@ import sys
 from ddfnet.checkpoints import read_checkpoint
 from ddfnet.config import TrainConfig, load_train_config
 from ddfnet.data.loaders import samples_per_step
-from ddfnet.distributed import resolve_device
+from ddfnet.distributed import check_synchronized_batch_norm, resolve_device
 from ddfnet.errors import command
 from ddfnet.models.build import check_model_name, model_in_chans
 from ddfnet.training.components import open_datasets
@@ -24,7 +24,9 @@ def main(argv: list[str]) -> None:
 
 def check_before_start(config: TrainConfig, world_size: int) -> None:
     """Raises UserError for a mistake that every process would report."""
-    resolve_device(config.distribution.device)
+    device = resolve_device(config.distribution.device)
+    if config.batch_norm.sync_bn and world_size > 1:
+        check_synchronized_batch_norm(device)
     check_model_name(config.model.model)
     train_set, _ = open_datasets(config, model_in_chans(config.model, config.model.model))
     samples_per_step(config.batch, world_size, len(train_set))
