@@ -1,11 +1,12 @@
 """Compiles the operation's library into the package where torch and a C++ compiler are at hand.
 
 `pip install .`, `pip install -e .` and `python setup.py build_ext --inplace` come here. Without torch (as in an
-isolated build) or a compiler the installation goes on: the library is then built when `ddf` is first imported.
+isolated build) or a compiler the installation goes on: the library is then built when `ddf` is first imported. The CUDA
+kernels are compiled where nvcc is found; FORCE_CUDA=1 makes it an error not to, FORCE_CUDA=0 leaves them out.
 Everything else is in pyproject.toml.
 """
 
-import importlib.util
+import importlib
 import os
 import sys
 from pathlib import Path
@@ -16,17 +17,15 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 
-def _load_by_path(path: Path) -> ModuleType:
-    """Imports one file of the package without the package, which needs torch."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def _load_by_path(folder: Path, name: str) -> ModuleType:
+    """Imports one module of the package without the package's own start, which needs torch."""
+    package = ModuleType('ddf_sources')
+    package.__path__ = [str(folder)]
+    sys.modules[package.__name__] = package
+    return importlib.import_module(f'{package.__name__}.{name}')
 
 
-library = _load_by_path(Path(__file__).resolve().parent / 'ddf' / 'build.py')
+library = _load_by_path(Path(__file__).resolve().parent / 'ddf', 'build')
 
 
 class BuildLibrary(build_ext):
@@ -34,8 +33,12 @@ class BuildLibrary(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         try:
-            library.compile_library(Path(self.get_ext_fullpath(ext.name)).absolute())
+            reason = library.compile_library(Path(self.get_ext_fullpath(ext.name)).absolute(), with_cuda=True)
+            if reason:
+                print(f'ddf: compiled without CUDA kernels: {reason}', file=sys.stderr)
         except library.BuildError as error:
+            if library.nvcc.is_forced():
+                raise SystemExit(f'ddf: library not compiled: {error}') from error
             print(f'ddf: library not compiled, it will be when ddf is first imported: {error}', file=sys.stderr)
 
     def get_ext_filename(self, fullname: str) -> str:

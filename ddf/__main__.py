@@ -1,6 +1,7 @@
 """`python -m ddf` says what serves the operation in this environment.
 
-`python -m ddf build` compiles the library next to the package (a few seconds); exit status 1 where that fails.
+`python -m ddf build` compiles the library next to the package, with CUDA kernels where nvcc is; exit status 1 where
+that fails.
 `python -m ddf check` compares what serves each device with the definition (seconds); exit status 1 on disagreement.
 """
 

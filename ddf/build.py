@@ -1,12 +1,14 @@
 """Compiles `csrc/` into one shared library, and reads the stamp that such a library carries.
 
-The module stands alone, so that `setup.py` can load it by path without importing the package. The library holds no
-Python symbols and uses torch's stable ABI only: one binary serves every Python and every torch from 2.11 on.
+With `ddf.nvcc` the module stands alone, so that `setup.py` can load it without importing the package. The library
+holds no Python symbols and uses torch's stable ABI only: one binary serves every Python and every torch from 2.11 on.
 
 What is compiled is said by the folder (`objects`): `csrc/*.cpp` once; `csrc/cpu/*.cpp`, which see nothing of torch,
-once per instruction set of CPU_CAPABILITIES. A file added there needs no change here.
+once per instruction set of CPU_CAPABILITIES; with CUDA, `csrc/cuda/*.cpp` and, by nvcc and without torch,
+`csrc/cuda/*.cu`. A file added there needs no change here.
 
-Environment: CXX is the compiler, DDF_CXXFLAGS holds further flags of every compilation and of linking.
+Environment: CXX is the compiler, DDF_CXXFLAGS holds further flags of its compilations and of linking; those of CUDA are
+in `ddf.nvcc`.
 """
 
 import hashlib
@@ -23,6 +25,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from . import nvcc
+
 CSRC = Path(__file__).resolve().parent / 'csrc'
 PREBUILT = CSRC.parent / 'libddf.so'
 FLAGS = (
@@ -33,6 +37,8 @@ FLAGS = (
     '-fopenmp-simd',
     '-DTORCH_TARGET_VERSION=0x020b000000000000',  # the stable ABI of torch 2.11
 )
+# the static runtime keeps its symbols to itself: the process may hold torch's own runtime
+CUDA_LINK_FLAGS = ('-lcudart_static', '-lrt', '-lpthread', '-ldl', '-Wl,--exclude-libs,ALL')
 LINK_FLAGS = ('-shared', *(('-undefined', 'dynamic_lookup') if sys.platform == 'darwin' else ()))
 # the first is compiled for every processor, the others where the compiler makes x86-64 code
 CPU_CAPABILITIES: Mapping[str, tuple[str, ...]] = {
@@ -43,7 +49,6 @@ CPU_CAPABILITIES: Mapping[str, tuple[str, ...]] = {
         *('-mavx2', '-mfma', '-mf16c', '-mprefer-vector-width=512'),
     ),
 }
-DEVICES = ('cpu',)
 
 _SOURCE_SUFFIXES = {'.cpp', '.h', '.cu', '.cuh'}
 _STAMP = re.compile(rb'ddf-build-stamp:([^\0]*?):end\0')
@@ -61,6 +66,21 @@ class Object(NamedTuple):
     source: str
     name: str
     flags: tuple[str, ...]
+
+
+class Cuda(NamedTuple):
+    """What CUDA code is compiled with, and for which architectures (in torch's syntax)."""
+
+    toolkit: nvcc.Toolkit
+    architectures: tuple[str, ...]
+
+    @property
+    def stamp(self) -> dict[str, str]:
+        return {'nvcc': self.toolkit.release, 'architectures': ','.join(self.architectures)}
+
+    @property
+    def link_flags(self) -> list[str]:
+        return [f'-L{self.toolkit.libraries}', *CUDA_LINK_FLAGS]
 
 
 def sources() -> list[Path]:
@@ -85,13 +105,17 @@ def extra_flags() -> list[str]:
 
 def settings() -> str:
     """Everything but sources, compiler and torch that the library depends on, as text to be hashed."""
-    return repr((FLAGS, LINK_FLAGS, sorted(CPU_CAPABILITIES.items()), DEVICES, extra_flags()))
+    return repr((FLAGS, LINK_FLAGS, sorted(CPU_CAPABILITIES.items()), extra_flags()))
 
 
-def objects(capabilities: Sequence[str]) -> list[Object]:
-    """What to compile for the instruction sets named, in the order of linking."""
+def objects(capabilities: Sequence[str], cuda: bool = False) -> list[Object]:
+    """What to compile for the instruction sets named, in the order of linking: what takes longest first."""
+    kernels = sorted(CSRC.glob('cuda/*.cu')) if cuda else []
+    found = [Object(f'cuda/{path.name}', f'cuda-{path.stem}-kernels', ()) for path in kernels]
+    if cuda:
+        found += [Object(f'cuda/{path.name}', f'cuda-{path.stem}', ()) for path in sorted(CSRC.glob('cuda/*.cpp'))]
     has_x86 = ('-DDDF_HAS_X86_KERNELS',) if 'avx2' in capabilities else ()
-    found = [Object(path.name, path.stem, has_x86) for path in sorted(CSRC.glob('*.cpp'))]
+    found += [Object(path.name, path.stem, has_x86) for path in sorted(CSRC.glob('*.cpp'))]
     # of an inline function that several objects hold the linker keeps the first, which must run on every processor
     for capability in capabilities:
         flags = (f'-DDDF_CPU_CAPABILITY={capability}', *CPU_CAPABILITIES[capability])
@@ -102,7 +126,7 @@ def objects(capabilities: Sequence[str]) -> list[Object]:
 
 def read_stamp(library: Path) -> dict[str, str]:
     """The build stamp in the bytes of a library, which is not loaded: source (hash), torch, compiler, devices,
-    capabilities, and flags where DDF_CXXFLAGS held some.
+    capabilities; nvcc (release) and architectures with CUDA, and flags where DDF_CXXFLAGS held some.
 
     Empty where the file carries no stamp. Raises OSError where it cannot be read.
     """
@@ -113,12 +137,42 @@ def read_stamp(library: Path) -> dict[str, str]:
     return {key: value for key, _, value in fields}
 
 
-def compile_library(target: Path) -> None:
+def compile_library(target: Path, with_cuda: bool = False) -> str:
     """Compiles `csrc/` for the installed torch and puts the library at `target` in one atomic step.
 
+    `with_cuda`: with the CUDA kernels too, where nvcc is found and compiles them. Returns why it holds none; '' where
+    it holds them, or nothing here asks for them.
+
     Raises:
-        BuildError: Sources, torch or a compiler are missing, the compiler failed, or `target` cannot be written.
+        BuildError: Sources, torch or a compiler are missing, the compiler failed, or `target` cannot be written; with
+            FORCE_CUDA=1, also what otherwise only leaves CUDA out.
     """
+    reason = ''
+    if with_cuda and not nvcc.is_skipped():
+        try:
+            _compile(target, find_cuda())
+            return ''
+        except (BuildError, nvcc.ToolkitError) as error:
+            if nvcc.is_forced():
+                raise BuildError(f'FORCE_CUDA={os.environ["FORCE_CUDA"]}, and there is no CUDA: {error}') from error
+            unasked = isinstance(error, nvcc.NoCompilerError) and not nvcc.present_architectures()
+            reason = '' if unasked else str(error)
+    _compile(target, None)
+    return reason
+
+
+def find_cuda() -> Cuda:
+    """The toolkit, and the architectures asked for, else those of the GPUs here, else the default ones.
+
+    Raises nvcc.ToolkitError, also where the sources hold no CUDA kernels.
+    """
+    if not any(CSRC.glob('cuda/*.cu')):
+        raise nvcc.NoCompilerError(f'no CUDA sources in {CSRC / "cuda"}')
+    toolkit = nvcc.find_toolkit()
+    return Cuda(toolkit, nvcc.architectures(toolkit, nvcc.present_architectures()))
+
+
+def _compile(target: Path, cuda: Cuda | None) -> None:
     if not sources():
         raise BuildError(f'no sources in {CSRC}')
     if sys.platform == 'win32':
@@ -130,8 +184,9 @@ def compile_library(target: Path) -> None:
         'source': source_hash(),
         'torch': torch_version,
         'compiler': _first_line([*compiler, '--version']) or 'unknown',
-        'devices': ','.join(DEVICES),
+        'devices': 'cpu,cuda' if cuda else 'cpu',
         'capabilities': ','.join(capabilities),
+        **(cuda.stamp if cuda else {}),
     }
     if extra_flags():
         stamp['flags'] = stamp_value(shlex.join(extra_flags()))
@@ -140,31 +195,37 @@ def compile_library(target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix='.ddf-build-', dir=target.parent) as folder:
             built = Path(folder, target.name)
-            compiled = compile_objects(compiler, objects(capabilities), with_torch, Path(folder))
-            libraries = (f'-L{torch_folder / "lib"}', '-ltorch_cpu', '-lc10')
+            chosen = objects(capabilities, cuda is not None)
+            compiled = compile_objects(compiler, chosen, with_torch, Path(folder), cuda)
+            libraries = [f'-L{torch_folder / "lib"}', '-ltorch_cpu', '-lc10', *(cuda.link_flags if cuda else ())]
             _run([*compiler, *LINK_FLAGS, *extra_flags(), *compiled, '-o', str(built), *libraries], 'linking')
             os.replace(built, target)
     except OSError as error:
         raise BuildError(f'cannot write {target}: {error}') from error
 
 
-def compile_objects(compiler: list[str], chosen: list[Object], with_torch: Sequence[str], folder: Path) -> list[str]:
+def compile_objects(
+    compiler: list[str], chosen: list[Object], with_torch: Sequence[str], folder: Path, cuda: Cuda | None = None
+) -> list[str]:
     """Compiles objects into a folder, as many at once as there are processors, and returns their paths.
 
-    `with_torch`: the flags of what lies outside of `csrc/cpu`. Raises BuildError.
+    `with_torch`: the flags of `*.cpp` outside of `csrc/cpu`. Raises BuildError.
     """
     paths = [str(folder / f'{name}.o') for _, name, _ in chosen]
     commands = [
-        [
-            *(*compiler, *FLAGS, *flags),
-            *(() if source.startswith('cpu/') else with_torch),
-            *(*extra_flags(), '-c', source, '-o', path),
-        ]
-        for (source, _, flags), path in zip(chosen, paths)
+        [*_command_start(compiler, item, with_torch, cuda), '-c', item.source, '-o', path]
+        for item, path in zip(chosen, paths)
     ]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(_run, commands, (f'compiling {name}' for _, name, _ in chosen)))
     return paths
+
+
+def _command_start(compiler: list[str], item: Object, with_torch: Sequence[str], cuda: Cuda | None) -> list[str]:
+    if cuda is not None and item.source.endswith('.cu'):
+        return [cuda.toolkit.nvcc, *nvcc.FLAGS, *nvcc.architecture_flags(cuda.architectures), *item.flags]
+    outside = () if item.source.startswith('cpu/') else with_torch
+    return [*compiler, *FLAGS, *item.flags, *outside, *extra_flags()]
 
 
 def find_compiler() -> list[str]:

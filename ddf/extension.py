@@ -111,13 +111,14 @@ def build_in_place() -> BuildInfo:
         build.BuildError: The message is complete for a user.
     """
     notes: list[str] = []
-    build.compile_library(build.PREBUILT)
+    if reason := build.compile_library(build.PREBUILT, with_cuda=True):
+        notes.append(f'compiled without CUDA kernels: {reason}')
     info = load()
     if info.served_by:
         note = f'{build.PREBUILT} was built; it is loaded where this copy of the package is imported first'
         return dataclasses.replace(info, notes=(*info.notes, note))
     if not _load(build.PREBUILT, notes):
-        raise build.BuildError(f'the library was built, but {notes[0]}')
+        raise build.BuildError(f'the library was built, but {notes[-1]}')
     return _info(build.PREBUILT, build.source_hash(), notes)
 
 
