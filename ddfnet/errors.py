@@ -65,8 +65,8 @@ def _terminate(*_: object) -> NoReturn:
 
 def _message(error: UserError) -> str:
     """The message alone: a DataLoader's worker wraps it in the text of its traceback."""
-    text = str(error)
-    return text.rsplit('UserError: ', 1)[-1].strip() if text.startswith('Caught UserError in DataLoader') else text
+    text, name = str(error), type(error).__name__
+    return text.rsplit(f'{name}: ', 1)[-1].strip() if text.startswith(f'Caught {name} in DataLoader') else text
 
 
 def first_line(error: Exception) -> str:

@@ -48,8 +48,8 @@ def main(argv: list[str]) -> None:
 
 
 def validate(config: ValidateConfig, processes: Processes) -> dict[str, Any]:
-    """The result: model, top1, top1_err, top5, top5_err in percent, loss, count, param_count in millions, img_size in
-    pixels, crop_pct, interpolation, samples_per_s.
+    """The result: model, top1, top1_err, top5, top5_err in percent, loss, count, corrupt (images left out),
+    param_count in millions, img_size in pixels, crop_pct, interpolation, samples_per_s.
 
     Raises:
         UserError: Data, model and checkpoint do not fit together.
@@ -61,10 +61,7 @@ def validate(config: ValidateConfig, processes: Processes) -> dict[str, Any]:
     name = config.model.model or _DEFAULT_MODEL
     in_chans = model_in_chans(config.model, name)
     data = config.data
-    dataset = open_dataset(
-        data.dataset, data.data_dir, data.split,
-        in_chans=in_chans, class_map=data.class_map, num_samples=data.num_samples, strict=True,
-    )  # fmt: skip
+    dataset = open_dataset(data, data.split, in_chans=in_chans, num_samples=data.num_samples)
     names = class_names(dataset)
     num_classes = config.model.num_classes or (len(names) if names and data.dataset == 'digits' else None)
     model: Any = build_model(config.model, name, num_classes, in_chans)
@@ -119,6 +116,7 @@ def _result(name: str, metrics: Mapping[str, float], param_count: int, settings:
         'top5_err': round(100 - metrics['top5'], 4),
         'loss': round(metrics['loss'], 6),
         'count': metrics['count'],
+        'corrupt': metrics['corrupt'],
         'param_count': round(param_count / 1e6, 2),
         'img_size': settings['input_size'][-1],
         'crop_pct': settings['crop_pct'],

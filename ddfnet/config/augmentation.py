@@ -32,12 +32,18 @@ class AugmentationConfig:
     """Probability of a Gaussian blur."""
     aa: str | None = 'rand-m7-mstd0.5-inc1'
     """Policy of automatic augmentation (rand-..., augmix-..., original, v0, 3a)."""
+    aug_repeats: Whole = 0
+    """Times that an image is repeated in an epoch, each time varied anew; an epoch stays as long. 0 does not repeat."""
+    aug_splits: Whole = 0
+    """Versions of each image in a batch, the first without aa (2 or more, for AugMix); 0 is off."""
     reprob: Probability = 0.4
     """Probability of erasing random rectangles."""
     remode: Literal['const', 'rand', 'pixel'] = 'pixel'
     """Erased with zeros, one random colour, or a random value per pixel."""
     recount: Count = 3
     """Greatest number of erased rectangles per image."""
+    resplit: bool = False
+    """Erase nothing in the first of the aug-splits, or without them in the first half of a batch."""
     mixup: NonNegative = 0.0
     """Alpha of the mixup distribution; 0 is off."""
     cutmix: NonNegative = 0.0

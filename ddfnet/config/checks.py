@@ -36,6 +36,7 @@ def _train(config: TrainConfig) -> Iterator[str]:
         yield 'no images to train on: expected DATA_DIR (a folder with train and validation), or --dataset digits'
     yield from _schedule(config)
     yield from _augmentation(config)
+    yield from _splits_and_repeats(config)
     try:
         interval(config.run.checkpoint_interval)
     except ValueError as error:
@@ -86,6 +87,27 @@ def _augmentation(config: TrainConfig) -> Iterator[str]:
             'mixup and cutmix mix pairs of images: expected an even --batch-size, '
             f'got {config.batch.batch_size}; change it, or leave --mixup and --cutmix at 0'
         )
+
+
+def _splits_and_repeats(config: TrainConfig) -> Iterator[str]:
+    augmentation, data = config.augmentation, config.data
+    splits, repeats = augmentation.aug_splits, augmentation.aug_repeats
+    streamed = data.dataset.lower().startswith(('hfids/', 'tfds/', 'wds/'))
+    if splits == 1:
+        yield '--aug-splits: expected 0 (off) or at least 2 (one version as it is, the others varied), got 1'
+    if splits and augmentation.mixes:
+        yield '--aug-splits cannot be used with mixup or cutmix: leave --aug-splits, or --mixup and --cutmix out'
+    if splits and repeats:
+        yield '--aug-splits and --aug-repeats both repeat images: leave one of them out'
+    if splits and augmentation.no_aug:
+        yield '--aug-splits varies images, --no-aug does not: leave one of them out'
+    if splits and data.no_prefetcher:
+        yield '--aug-splits needs the prefetcher: leave --no-prefetcher out'
+    if augmentation.resplit and augmentation.reprob == 0:
+        yield '--resplit erases less, but --reprob 0 erases nothing: raise --reprob, or leave --resplit out'
+    for name, value in (('aug_repeats', repeats), ('aug_splits', splits), ('strict_data', data.strict_data)):
+        if value and streamed:
+            yield f'{flag(name)} needs images in any order, but {data.dataset} is streamed: leave {flag(name)} out'
 
 
 def _words(values: tuple[float, ...]) -> str:

@@ -1,7 +1,7 @@
 """Where images come from and how they are read and batched."""
 
 import dataclasses
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import arg
 
@@ -18,6 +18,14 @@ class DataSource:
     """Kind of data: empty for a folder or tar files, digits (built in), or a timm name (torch/, hfds/, wds/, tfds/)."""
     class_map: str = ''
     """File that maps class names to indices."""
+    input_img_mode: Literal['L', 'RGB'] | None = None
+    """Colour mode that images are read in; none follows in-chans."""
+    input_key: str | None = None
+    """Where a sample's image is: column (hfds, hfids, tfds), suffixes of files (wds, folder, with ; between)."""
+    target_key: str | None = None
+    """Where a sample's label is: column (hfds, hfids, tfds), or field of the json file (wds)."""
+    allow_corrupt: bool = False
+    """Leave images that cannot be read out of a validation's counts, rather than stop."""
     workers: Annotated[Whole, arg(aliases=['-j'])] = 4
     """Loader processes of each process; 0 loads in the process itself."""
     pin_mem: bool = False
@@ -40,6 +48,10 @@ class DataConfig(DataSource):
     """Validate on so many of the images, evenly spaced; none takes all."""
     dataset_download: bool = False
     """Let datasets that can, download themselves."""
+    strict_data: bool = False
+    """Stop at a training image that cannot be read, rather than take another in its place."""
+    use_multi_epochs_loader: bool = False
+    """Accepted, without effect: loader processes outlive an epoch anyway."""
 
 
 @dataclasses.dataclass(frozen=True)

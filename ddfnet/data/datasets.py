@@ -1,109 +1,81 @@
 """Opens a data set by name: the built-in digits, or whatever timm's create_dataset takes."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 from timm.data import IterableImageDataset, create_dataset
-from timm.data.readers.img_extensions import get_img_extensions
-from torch.utils.data import Dataset
+from timm.data.readers.reader_image_folder import ReaderImageFolder
 
+from ddfnet.config import DataSource
 from ddfnet.data.digits import Digits
-from ddfnet.errors import UserError
+from ddfnet.data.folders import drop_strays, folder_of_split
+from ddfnet.data.images import FewerSamples, Images, WrappedDataset
+from ddfnet.errors import UserError, first_line
 
-_SPLIT_FOLDERS = {
-    'train': ('train', 'training'),
-    'validation': ('val', 'valid', 'validation', 'eval', 'evaluation'),
+_PACKAGES = {
+    'hfds': 'datasets',
+    'hfids': 'datasets',
+    'tfds': 'tensorflow_datasets',
+    'wds': 'webdataset',
 }
+STREAMED = ('hfids', 'tfds', 'wds')
+_WITHOUT_FOLDER = ('hfds', 'hfids', 'tfds')  # they keep a folder of their own
 
 
-class WrappedDataset(Dataset):
-    """A data set read through another; the transform stays that of the inner one, where loaders set it."""
+@dataclasses.dataclass(frozen=True)
+class StreamSettings:
+    """What a streamed data set must know when it is opened."""
 
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
-
-    @property
-    def transform(self) -> Any:
-        return self.dataset.transform
-
-    @transform.setter
-    def transform(self, transform: Any) -> None:
-        self.dataset.transform = transform
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-
-class NamedImages(WrappedDataset):
-    """timm's images, with an unreadable one named. timm replaces it by its neighbour; `strict` stops there instead.
-
-    Raises:
-        UserError: On reading: the image, or where not strict ten in a row, cannot be read.
-    """
-
-    def __init__(self, dataset: Any, strict: bool) -> None:
-        super().__init__(dataset)
-        if strict:
-            dataset._max_retries = 1
-
-    def __getitem__(self, index: int) -> Any:
-        try:
-            return self.dataset[index]
-        except (OSError, RuntimeError) as error:
-            named = hasattr(self.dataset, 'filename')
-            name = self.dataset.filename(index, absolute=True) if named else f'number {index}'
-            raise UserError(f'cannot read image {name}: it is damaged or no image; mend or remove it') from error
-
-
-class FewerSamples(WrappedDataset):
-    """`num_samples` samples, evenly spaced so that sets sorted by class keep all their classes."""
-
-    def __init__(self, dataset: Any, num_samples: int) -> None:
-        super().__init__(dataset)
-        self.num_samples = num_samples
-
-    def __len__(self) -> int:
-        return self.num_samples
-
-    def __getitem__(self, index: int) -> Any:
-        return self.dataset[index * len(self.dataset) // self.num_samples]
+    is_training: bool
+    batch_size: int
+    seed: int
 
 
 def open_dataset(
-    name: str,
-    root: str | None,
+    source: DataSource,
     split: str,
     *,
     in_chans: int,
-    class_map: str = '',
     num_samples: int | None = None,
     download: bool = False,
-    strict: bool = False,
+    stream: StreamSettings | None = None,
 ) -> Any:
-    """A map-style data set of (image, label), without transform.
+    """A data set of (image, label), without transform: map-style, or timm's IterableImageDataset where it is streamed.
 
     Args:
-        name: '' (folder, or tar by the suffix of `root`), 'digits', or a name of timm's create_dataset.
-        root: Folder or file of the data; not used by the digits.
         split: 'train', 'validation' or a split of the named data set. In a folder, a subfolder of that name.
-        in_chans: 1 for grey images, 3 for RGB.
-        class_map: Text file that maps class names to labels.
-        num_samples: Take only so many, evenly spaced.
+        in_chans: 1 for grey images, 3 for RGB, unless `source` names the mode.
+        num_samples: Take only so many, evenly spaced; from a stream, so many in an epoch.
         download: Fetch it where the named data set can.
-        strict: Stop at an image that cannot be read, rather than take its neighbour; for validation.
+        stream: Needed by streamed data sets alone; None opens them for reading once, in order.
 
     Raises:
         UserError: Nothing there, nothing in it, or not a data set of this kind.
     """
-    if name == 'digits':
+    if source.dataset == 'digits':
         dataset: Any = Digits(split, in_chans)
     else:
-        dataset = NamedImages(_open_with_timm(name, root, split, in_chans, class_map, download), strict)
+        mode = source.input_img_mode or _mode(in_chans)
+        stream = stream or StreamSettings(is_training=False, batch_size=1, seed=0)
+        streamed = _kind(source.dataset) in STREAMED
+        more = {**vars(stream), 'num_samples': num_samples} if streamed else {}
+        dataset = _open_with_timm(source, split, mode, download, more)
+        if streamed:
+            return dataset
+        if isinstance(getattr(dataset, 'reader', None), ReaderImageFolder):
+            drop_strays(dataset.reader, mapped=bool(source.class_map))
+        dataset = Images(dataset, mode)
     if num_samples is None or num_samples == len(dataset):
         return dataset
     if num_samples > len(dataset):
         raise UserError(f'{num_samples} samples wanted, but split {split!r} has {len(dataset)}: ask for fewer')
     return FewerSamples(dataset, num_samples)
+
+
+def is_streamed(dataset: Any) -> bool:
+    """Whether a data set can only be read in its own order, so that neither order nor augmentation can be by key."""
+    return isinstance(dataset, IterableImageDataset)
 
 
 def class_names(dataset: Any) -> list[str] | None:
@@ -118,61 +90,57 @@ def class_names(dataset: Any) -> list[str] | None:
     return sorted(class_to_idx, key=class_to_idx.__getitem__) if class_to_idx else None
 
 
-def _locate(name: str, root: str | None, split: str) -> str:
+def _kind(name: str) -> str:
+    prefix, slash, _ = name.partition('/')
+    return prefix.lower() if slash else ''
+
+
+def _mode(in_chans: int) -> str:
+    if in_chans not in (1, 3):
+        raise UserError(f'images are read with 1 or 3 channels, got in-chans {in_chans}')
+    return 'L' if in_chans == 1 else 'RGB'
+
+
+def _locate(name: str, root: str | None, split: str) -> str | None:
     """Where a split of a data set lies: the subfolder of a folder, else `root` as it is."""
     if name and '/' not in name:
         raise UserError(
             f"unknown data set {name!r}: expected 'digits', or a kind and a name such as hfds/NAME or torch/NAME, or "
             'nothing for a folder'
         )
-    if not root:
+    if not root and _kind(name) not in _WITHOUT_FOLDER:
         raise UserError('no data: give a folder as DATA_DIR, or --dataset digits for the built-in digits')
-    return root if name else _folder_of_split(Path(root), split)
+    return root if name else folder_of_split(Path(root or ''), split)
 
 
-def _open_with_timm(name: str, root: str | None, split: str, in_chans: int, class_map: str, download: bool) -> Any:
-    root = _locate(name, root, split)
-    if in_chans not in (1, 3):
-        raise UserError(f'images are read with 1 or 3 channels, got in-chans {in_chans}')
-    if class_map and not Path(class_map).is_file() and not (Path(root) / class_map).is_file():
+def _open_with_timm(source: DataSource, split: str, mode: str, download: bool, more: dict[str, Any]) -> Any:
+    name = source.dataset
+    root = _locate(name, source.data_dir, split)
+    class_map = source.class_map
+    if class_map and not Path(class_map).is_file() and not (Path(root or '') / class_map).is_file():
         raise UserError(f'class map not found: {class_map}')
     try:
-        dataset = create_dataset(
+        return create_dataset(
             name,
             root=root,
             split=split,
             search_split=bool(name),
             class_map=class_map,  # type: ignore[arg-type]
             download=download,
-            input_img_mode='RGB' if in_chans == 3 else 'L',
+            input_img_mode=mode,
+            input_key=source.input_key,
+            target_key=source.target_key,
+            **more,
         )
-    except (AssertionError, ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f'cannot open data set {name or "folder"!r} at {root}: {error}') from error
-    if isinstance(dataset, IterableImageDataset):
-        raise UserError(f'streamed data sets are not supported yet, got {name!r}: use a folder or an indexed data set')
-    return dataset
+    except (AssertionError, ImportError, KeyError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(_why_not_opened(name, root, error)) from error
 
 
-def _folder_of_split(root: Path, split: str) -> str:
-    """The subfolder or tar of the split, under its own or a usual name; or `root` itself where it holds the classes."""
-    if not root.exists():
-        raise UserError(f'data not found: {root} does not exist')
-    if root.is_file():
-        return str(root)  # a tar of one split
-    all_names = [name for names in _SPLIT_FOLDERS.values() for name in names]
-    usual_names = next((names for names in _SPLIT_FOLDERS.values() if split in names), ())
-    for folder in (split, *usual_names):
-        if (root / folder).is_dir():
-            return str(root / folder)
-        if (root / f'{folder}.tar').is_file():
-            return str(root / f'{folder}.tar')
-    present = sorted(child.name for child in root.iterdir() if child.is_dir())
-    if not present:
-        extensions = ' '.join(get_img_extensions())
-        raise UserError(f'{root} holds no folders: expected one folder per class with images ({extensions})')
-    if split in _SPLIT_FOLDERS['train'] or any(name in all_names for name in present):
-        raise UserError(
-            f'split {split!r} not found in {root}: expected a subfolder {split!r} with one folder per class, '
-            f'got {", ".join(present[:5])}{", ..." if len(present) > 5 else ""}'
-        )
-    return str(root)
+def _why_not_opened(name: str, root: str | None, error: Exception) -> str:
+    package = _PACKAGES.get(_kind(name))
+    if package and (isinstance(error, ImportError) or 'Please install' in str(error)):
+        return f'data set {name!r} needs the package {package}, which is not installed: pip install {package}'
+    text = f'cannot open data set {name or "folder"!r}{f" at {root}" if root else ""}: {first_line(error)}'
+    if 'unexpected keyword argument' in str(error):
+        text += '; leave out the key or class map that this kind of data does not take'
+    return text

@@ -1,30 +1,40 @@
 """Loaders over timm's: training ones whose order and augmentation come from keys, and exact validation ones."""
 
 import atexit
+import logging
 import os
 import signal
 import sys
 import weakref
 from collections.abc import Generator
+from itertools import islice
 from typing import Any
 
-from timm.data import FastCollateMixup, Mixup, create_loader
+from PIL import Image
+from timm.data import AugMixDataset, FastCollateMixup, Mixup, create_loader
 from torch import Tensor
 
 from ddfnet.config import AugmentationConfig, BatchConfig, DataConfig, DataSource, LossConfig
+from ddfnet.data.augmentation import augmentation_settings, mixup_settings
+from ddfnet.data.datasets import is_streamed
 from ddfnet.data.keyed import KeyedDataset, KeyedErasing, KeyedSampler
+from ddfnet.data.streams import KeyedStream, WholeStream, check_shards
+from ddfnet.data.unreadable import LenientDataset
 from ddfnet.distributed import Processes
 from ddfnet.errors import UserError
 
 _GRACE_SECONDS = 60  # schedulers and launchers give a run about half of that
 _open_loaders: weakref.WeakSet[Any] = weakref.WeakSet()
+_logger = logging.getLogger('ddfnet')
 
 
 class TrainLoader:
     """Batches of an epoch, on the device and normalised: images (B, C, H, W), targets (B,), or (B, classes) if mixed.
 
+    With augmentation splits, (splits * B, ...), the first B without automatic augmentation.
+
     Args:
-        dataset: Map-style, of (image, label).
+        dataset: Of (image, label), map-style or streamed.
         input_settings: input_size, mean, std, as timm's resolve_data_config gives them.
         num_classes: Classes of soft targets, where mixup or cutmix is on.
 
@@ -46,26 +56,34 @@ class TrainLoader:
     ) -> None:
         group = samples_per_step(batch, processes.world_size, len(dataset))
         self.samples_per_step = group
-        self.updates_per_epoch = len(dataset) // group
         self.mixes = augmentation.mixes
         self.mixup_off_epoch = augmentation.mixup_off_epoch
-        mixup_settings = _mixup_settings(augmentation, loss, num_classes) if self.mixes else None
+        mixing = mixup_settings(augmentation, loss, num_classes) if self.mixes else None
         prefetch = not data.no_prefetcher
-        self.mixup = Mixup(**mixup_settings) if mixup_settings and not prefetch else None
+        self.mixup = Mixup(**mixing) if mixing and not prefetch else None
         loader_settings = _loader_settings(data, processes)
-        if mixup_settings and prefetch:
-            loader_settings['collate_fn'] = FastCollateMixup(**mixup_settings)
-        # workers that outlive an epoch would not hear that mixing has ended
-        loader_settings['persistent_workers'] = not (self.mixes and self.mixup_off_epoch)
+        if mixing and prefetch:
+            loader_settings['collate_fn'] = FastCollateMixup(**mixing)
+        self.streamed = is_streamed(dataset)
+        # workers that outlive an epoch would not hear that mixing has ended, nor of a stream's new seeds
+        loader_settings['persistent_workers'] = not self.streamed and not (self.mixes and self.mixup_off_epoch)
+        self.dataset = _keyed(dataset, data, augmentation.aug_splits, seed, processes)
         self.loader = _create_training_loader(
-            KeyedDataset(dataset, seed), batch.batch_size, augmentation, input_settings, loader_settings
+            self.dataset, batch.batch_size, augmentation, input_settings, loader_settings
         )
-        inner = self.loader.loader if prefetch else self.loader
-        self.sampler = KeyedSampler(len(dataset), group, seed, processes.rank, processes.world_size)
-        inner.batch_sampler.sampler = self.sampler
+        self._samples_per_batch = batch.batch_size * processes.world_size
+        length = len(self.loader) * self._samples_per_batch if self.streamed else len(dataset)
+        self.updates_per_epoch = length // group
+        self.sampler = KeyedSampler(length, group, seed, processes.rank, processes.world_size, augmentation.aug_repeats)
+        if not self.streamed:
+            (self.loader.loader if prefetch else self.loader).batch_sampler.sampler = self.sampler
         self.erasing: KeyedErasing | None = None
         if prefetch and self.loader.random_erasing is not None:
-            self.erasing = self.loader.random_erasing = KeyedErasing(self.loader.random_erasing, self.sampler)
+            self.erasing = self.loader.random_erasing = KeyedErasing(
+                self.loader.random_erasing, self.sampler, augmentation.aug_splits
+            )
+        if data.use_multi_epochs_loader and processes.is_primary:
+            _logger.info('--use-multi-epochs-loader has no effect: loader processes outlive an epoch anyway')
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -77,14 +95,22 @@ class TrainLoader:
     def epoch(self, epoch: int, position: int = 0) -> Generator[tuple[Tensor, Tensor], None, None]:
         """The batches of an epoch from a position on, the same ones whenever and wherever it is asked for.
 
-        Close it where it is left early: that ends its worker processes.
+        A stream is read and left from its start up to there. Close it where it is left early: that ends its worker
+        processes.
         """
-        self.sampler.set_epoch(epoch, position)
+        self.sampler.set_epoch(epoch, 0 if self.streamed else position)
+        if self.streamed:
+            self.dataset.set_epoch(epoch)
         if self.erasing is not None:
             self.erasing.start_epoch()
         if self.mixes and self.mixup_off_epoch and epoch >= self.mixup_off_epoch:
             (self.mixup or self.loader).mixup_enabled = False
-        yield from self.loader
+        skipped = position // self._samples_per_batch if self.streamed else 0
+        yield from islice(self.loader, skipped, None) if skipped else self.loader
+
+    def count_replaced(self, processes: Processes) -> int:
+        """Images since the last call that could not be read and were replaced, over all processes, named in the log."""
+        return 0 if self.streamed else self.dataset.tally.take(processes, 'replaced by others')
 
 
 def samples_per_step(batch: BatchConfig, world_size: int, available: int) -> int:
@@ -103,8 +129,24 @@ def samples_per_step(batch: BatchConfig, world_size: int, available: int) -> int
     return samples
 
 
+def _keyed(dataset: Any, data: DataConfig, aug_splits: int, seed: int, processes: Processes) -> Any:
+    if is_streamed(dataset):
+        check_shards(dataset, data, processes)
+        return KeyedStream(dataset, seed, processes.rank)
+    if aug_splits:
+        dataset = _Split(dataset, aug_splits)
+    return KeyedDataset(dataset, seed, data.strict_data)
+
+
+class _Split(AugMixDataset):
+    """timm's versions of an image, under the name of its file."""
+
+    def name(self, index: int) -> str:
+        return self.dataset.name(index)
+
+
 def _create_training_loader(
-    dataset: KeyedDataset,
+    dataset: Any,
     batch_size: int,
     augmentation: AugmentationConfig,
     input_settings: dict[str, Any],
@@ -112,14 +154,14 @@ def _create_training_loader(
 ) -> Any:
     try:
         loader = create_loader(
-            dataset,  # type: ignore[arg-type]
+            dataset,
             input_settings['input_size'],
             batch_size,
             is_training=True,
             interpolation=augmentation.train_interpolation,
             mean=input_settings['mean'],
             std=input_settings['std'],
-            **_augmentation_settings(augmentation),
+            **augmentation_settings(augmentation),
             **loader_settings,
         )
     except (AssertionError, KeyError, ValueError) as error:
@@ -131,7 +173,16 @@ def _create_training_loader(
 def create_validation_loader(
     dataset: Any, data: DataSource, batch_size: int, input_settings: dict[str, Any], processes: Processes
 ) -> Any:
-    """Batches of the whole set in order, sharded over the processes; timm's evaluators discard the padding."""
+    """Batches of the whole set in order, sharded over the processes; timm's evaluators discard the padding.
+
+    With allow_corrupt, an image that cannot be read comes as a blank one with the label NO_LABEL.
+    """
+    if is_streamed(dataset):
+        check_shards(dataset, data, processes)
+        dataset = WholeStream(dataset, data.allow_corrupt)
+    elif data.allow_corrupt:
+        mode = 'L' if input_settings['input_size'][0] == 1 else 'RGB'
+        dataset = LenientDataset(dataset, Image.new(data.input_img_mode or mode, (8, 8)))
     loader = create_loader(
         dataset,
         input_settings['input_size'],
@@ -176,36 +227,4 @@ def _loader_settings(data: DataSource, processes: Processes) -> dict[str, Any]:
         'use_prefetcher': not data.no_prefetcher,
         'device': processes.device,
         'worker_seeding': _leave_signals_to_the_run,
-    }
-
-
-def _augmentation_settings(augmentation: AugmentationConfig) -> dict[str, Any]:
-    return {
-        'no_aug': augmentation.no_aug,
-        'train_crop_mode': augmentation.train_crop_mode,
-        'scale': augmentation.scale,
-        'ratio': augmentation.ratio,
-        'hflip': augmentation.hflip,
-        'vflip': augmentation.vflip,
-        'color_jitter': augmentation.color_jitter,
-        'color_jitter_prob': augmentation.color_jitter_prob,
-        'grayscale_prob': augmentation.grayscale_prob or 0.0,
-        'gaussian_blur_prob': augmentation.gaussian_blur_prob or 0.0,
-        'auto_augment': augmentation.aa,
-        're_prob': augmentation.reprob,
-        're_mode': augmentation.remode,
-        're_count': augmentation.recount,
-    }
-
-
-def _mixup_settings(augmentation: AugmentationConfig, loss: LossConfig, num_classes: int) -> dict[str, Any]:
-    return {
-        'mixup_alpha': augmentation.mixup,
-        'cutmix_alpha': augmentation.cutmix,
-        'cutmix_minmax': augmentation.cutmix_minmax,
-        'prob': augmentation.mixup_prob,
-        'switch_prob': augmentation.mixup_switch_prob,
-        'mode': augmentation.mixup_mode,
-        'label_smoothing': loss.smoothing,
-        'num_classes': num_classes,
     }

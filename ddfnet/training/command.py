@@ -120,6 +120,7 @@ def _fit(
         trained_before = components.train_loader.updates_left(progress.position) == 0  # and stopped in its validation
         report = monitor.step if monitor else _no_report
         loss = train_epoch(components, progress, processes, report, pauses.after_step)
+        replaced = components.train_loader.count_replaced(processes)
         if not math.isfinite(loss):
             raise UserError(
                 f'the training loss became {loss} in epoch {progress.epoch}, which was not saved: lower --lr, or limit '
@@ -135,7 +136,7 @@ def _fit(
         if monitor:
             is_best = best.improves(metric, progress.epoch - 1, smaller_is_better=config.run.eval_metric == 'loss')
             save_run(components, progress, best, directory, metric, is_best)
-            monitor.end_epoch({'train/loss': loss, 'train/lr': lr, **metrics})
+            monitor.end_epoch({'train/loss': loss, 'train/lr': lr, **metrics, 'train/replaced': replaced})
         if progress.epoch < components.num_epochs:
             pauses.after_epoch()
     if monitor:

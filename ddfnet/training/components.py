@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from ddfnet.checkpoints import load_weights, read_checkpoint
 from ddfnet.config import TrainConfig
-from ddfnet.data import TrainLoader, class_names, create_validation_loader, open_dataset
+from ddfnet.data import StreamSettings, TrainLoader, class_names, create_validation_loader, open_dataset
 from ddfnet.distributed import Processes, check_synchronized_batch_norm
 from ddfnet.errors import UserError
 from ddfnet.models.build import build_model, check_forward, model_in_chans, resolve_input
@@ -121,12 +121,12 @@ def open_datasets(config: TrainConfig, in_chans: int) -> tuple[Any, Any]:
             f'{data.data_dir} would be both training and validation set: put train.tar and val.tar into a folder, and '
             'give that'
         )
-    common: dict[str, Any] = {'in_chans': in_chans, 'class_map': data.class_map, 'download': data.dataset_download}
     train_set = open_dataset(
-        data.dataset, data.data_dir, data.train_split, num_samples=data.train_num_samples, **common
-    )
+        data, data.train_split, in_chans=in_chans, num_samples=data.train_num_samples, download=data.dataset_download,
+        stream=StreamSettings(is_training=True, batch_size=config.batch.batch_size, seed=config.run.seed),
+    )  # fmt: skip
     validation_set = open_dataset(
-        data.dataset, data.data_dir, data.val_split, num_samples=data.val_num_samples, strict=True, **common
+        data, data.val_split, in_chans=in_chans, num_samples=data.val_num_samples, download=data.dataset_download
     )
     train_classes, validation_classes = class_names(train_set), class_names(validation_set)
     if train_classes != validation_classes and not data.class_map:

@@ -8,7 +8,7 @@ import torch
 
 from ddfnet.config import load_train_config
 from ddfnet.data import TrainLoader, class_names, create_validation_loader, open_dataset
-from ddfnet.data.datasets import FewerSamples
+from ddfnet.data.images import FewerSamples
 from ddfnet.data.keyed import KeyedSampler
 from ddfnet.distributed import Processes
 from ddfnet.errors import UserError
@@ -20,21 +20,25 @@ INPUT = {
 }  # fmt: skip
 
 
+def opened(*flags, split='train', in_chans=1, **settings):
+    return open_dataset(load_train_config([*map(str, flags)]).data, split, in_chans=in_chans, **settings)
+
+
 def train_loader(*flags: str, dataset=None, processes: Processes = CPU) -> TrainLoader:
     config = load_train_config(['--dataset', 'digits', '-b', '32', *flags])
-    dataset = dataset or open_dataset('digits', None, 'train', in_chans=1, num_samples=128)
+    dataset = dataset or opened('--dataset', 'digits', num_samples=128)
     return TrainLoader(
         dataset, config.data, config.batch, config.augmentation, config.loss, INPUT, 10, config.run.seed, processes
     )
 
 
 def test_digits_are_split_as_in_scikit_learns_example():
-    train, validation = (open_dataset('digits', None, split, in_chans=1) for split in ('train', 'validation'))
+    train, validation = (opened('--dataset', 'digits', split=split) for split in ('train', 'validation'))
     assert (len(train), len(validation)) == (898, 899)
     image, label = validation[0]
     assert (image.mode, image.size, label) == ('L', (8, 8), 8)
     assert image.getextrema() == (0, 255)
-    assert open_dataset('digits', None, 'train', in_chans=3)[0][0].mode == 'RGB'
+    assert opened('--dataset', 'digits', in_chans=3)[0][0].mode == 'RGB'
     assert class_names(train) == [str(digit) for digit in range(10)]
 
 
@@ -42,9 +46,9 @@ def test_fewer_samples_keep_every_class():
     sorted_by_class = [label for label in range(10) for _ in range(7)]
     few = FewerSamples(sorted_by_class, 12)
     assert {few[index] for index in range(len(few))} == set(range(10))
-    assert len(open_dataset('digits', None, 'validation', in_chans=1, num_samples=50)) == 50
+    assert len(opened('--dataset', 'digits', split='validation', num_samples=50)) == 50
     with pytest.raises(UserError, match='has 899: ask for fewer'):
-        open_dataset('digits', None, 'validation', in_chans=1, num_samples=900)
+        opened('--dataset', 'digits', split='validation', num_samples=900)
 
 
 @pytest.mark.parametrize('world_size', [1, 2, 3])
@@ -110,12 +114,12 @@ def test_too_few_images_for_a_step():
 
 def test_image_folders(image_tree):
     root = str(image_tree(classes=3, per_class=4))
-    train = open_dataset('', root, 'train', in_chans=3)
-    validation = open_dataset('', root, 'validation', in_chans=3)
+    train = opened(root, in_chans=3)
+    validation = opened(root, split='validation', in_chans=3)
     assert class_names(train) == class_names(validation) == ['digit0', 'digit1', 'digit2']
     assert len(train) == len(validation) == 12
     assert validation[11][1] == 2
-    assert open_dataset('', f'{root}/val', 'validation', in_chans=1)[0][0].mode == 'L'
+    assert opened(f'{root}/val', split='validation')[0][0].mode == 'L'
     config = load_train_config([root, '-j', '0'])
     batches = list(create_validation_loader(validation, config.data, 5, {**INPUT, 'input_size': (3, 16, 16)}, CPU))
     assert torch.cat([targets for _, targets in batches]).tolist() == [0] * 4 + [1] * 4 + [2] * 4
@@ -124,7 +128,6 @@ def test_image_folders(image_tree):
 def test_missing_data_is_named(tmp_path, image_tree):
     root = image_tree()
     cases = {
-        (None, 'train'): 'no data: give a folder as DATA_DIR',
         (str(tmp_path / 'nowhere'), 'train'): 'nowhere does not exist',
         (str(root / 'train'), 'train'): "split 'train' not found in .* got digit0, digit1, digit2",
         (str(root), 'test'): "split 'test' not found in .* got train, val",
@@ -132,12 +135,12 @@ def test_missing_data_is_named(tmp_path, image_tree):
     }
     for (folder, split), message in cases.items():
         with pytest.raises(UserError, match=message):
-            open_dataset('', folder, split, in_chans=3)
+            opened(folder, split=split, in_chans=3)
     (tmp_path / 'empty' / 'train' / 'cat').mkdir(parents=True)
     with pytest.raises(UserError, match='Found 0 images'):
-        open_dataset('', str(tmp_path / 'empty'), 'train', in_chans=3)
+        opened(tmp_path / 'empty', in_chans=3)
     with pytest.raises(UserError, match='cannot open data set'):
-        open_dataset('torch/nonsense', str(root), 'train', in_chans=3)
+        opened('--dataset', 'torch/nonsense', root, in_chans=3)
 
 
 def test_process_that_leaves_its_workers_behind_ends(tmp_path):
@@ -151,7 +154,7 @@ from ddfnet.distributed import Processes
 data = load_train_config(['--dataset', 'digits', '-j', '1']).data
 settings = dict(input_size=(1, 8, 8), interpolation='bilinear', mean=(0,), std=(1,), crop_pct=1.0, crop_mode=None)
 loader = create_validation_loader(
-    open_dataset('digits', None, 'validation', in_chans=1), data, 8, settings, Processes(torch.device('cpu'))
+    open_dataset(data, 'validation', in_chans=1), data, 8, settings, Processes(torch.device('cpu'))
 )
 batches = iter(loader)
 next(batches)

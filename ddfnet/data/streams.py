@@ -1,0 +1,86 @@
+"""Streamed data sets (wds, tfds, hfids): read in their own order, so keys cannot reach them.
+
+An epoch repeats for the same seed and the same numbers of processes and workers: its workers start anew, seeded from
+(seed, epoch), and augmentation is seeded from (epoch, rank, worker, position in the worker).
+"""
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+from timm.data import IterableImageDataset
+from torch.utils.data import get_worker_info
+
+from ddfnet.config import DataSource
+from ddfnet.distributed import Processes
+from ddfnet.errors import UserError
+from ddfnet.seeding import reseed
+
+_logger = logging.getLogger('ddfnet')
+
+
+class KeyedStream(IterableImageDataset):
+    """A stream for training, each of its samples augmented from a key of its own."""
+
+    def __init__(self, stream: IterableImageDataset, seed: int, rank: int) -> None:
+        super().__init__('', reader=stream.reader)
+        self.seed = seed
+        self.rank = rank
+        self.epoch = 0
+
+    def set_epoch(self, count: int) -> None:
+        """Workers must start after it; what the reader kept of an earlier epoch is dropped."""
+        super().set_epoch(count)
+        self.epoch = count
+        self.reader.ds = None
+        reseed(self.seed, 'stream', count)
+
+    def __iter__(self) -> Iterator[Any]:
+        worker = get_worker_info()
+        worker_id = worker.id if worker else 0
+        for position, (image, label) in enumerate(self.reader):
+            reseed(self.seed, 'augmentation', self.epoch, self.rank, worker_id, position)
+            yield (image if self.transform is None else self.transform(image)), label
+
+
+class WholeStream(IterableImageDataset):
+    """A stream for validation: each sample once, over all workers and processes.
+
+    timm's wds reader would fill up every process to the same count, with samples twice; nothing here needs equal
+    counts.
+    """
+
+    def __init__(self, stream: IterableImageDataset, allow_corrupt: bool) -> None:
+        super().__init__('', reader=stream.reader)
+        self.allow_corrupt = allow_corrupt
+
+    def __iter__(self) -> Iterator[Any]:
+        if _is_wds(self.reader) and self.reader.ds is None:
+            self.reader._lazy_init()
+            self.reader.dist_num_replicas = 1  # read by what follows alone: the shards are already shared out
+        return super().__iter__()
+
+    @property
+    def stated_length(self) -> int | None:
+        """The samples that the data set states, or None where it does not say."""
+        return self.reader.num_samples or None if _is_wds(self.reader) else None
+
+
+def check_shards(stream: Any, data: DataSource, processes: Processes) -> None:
+    """Raises UserError where a loader worker would have no shard to read; says what a stream cannot promise."""
+    filenames = stream.reader.split_info.filenames if _is_wds(stream.reader) else ()
+    readers = max(1, data.workers) * processes.world_size
+    if filenames and len(filenames) < readers:
+        raise UserError(
+            f'{len(filenames)} shards cannot be shared by {readers} loader workers ({data.workers} workers x '
+            f'{processes.world_size} processes): give a smaller --workers (0 is allowed), or make more shards'
+        )
+    if processes.is_primary:
+        _logger.info(
+            f'{data.dataset} is streamed: its order repeats for the same numbers of processes and workers, images '
+            'that cannot be read are left out by its reader, and an epoch is made of full batches of every worker'
+        )
+
+
+def _is_wds(reader: Any) -> bool:
+    return type(reader).__name__ == 'ReaderWds'
