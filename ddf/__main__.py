@@ -8,13 +8,14 @@ that fails.
 import sys
 import time
 
-from . import build, check, extension
+from . import build, check, extension, fallback
 
 
 def main(arguments: list[str]) -> int:
     """Runs one command and returns its exit status: 0, 1 for a failure, 2 for a wrong call."""
     if not arguments:
-        print(extension.build_info())
+        info = extension.build_info()
+        print(info, *fallback.notes(info.devices), sep='\n')
         return 0
     if arguments == ['build']:
         return _build()

@@ -8,7 +8,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from . import extension, operators, reference
+from . import extension, fallback, operators, reference, report
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 RESULTS = ('output', 'input', 'channel_filter', 'spatial_filter')  # the output, then what the gradients are of
@@ -93,11 +93,11 @@ def tolerance(dtype: torch.dtype) -> float:
     return 1e-14 if dtype == torch.float64 else 1e-6
 
 
-def errors(case: Case, dtype: torch.dtype, device: str) -> list[float]:
-    """The `error` of each of RESULTS."""
+def errors(case: Case, dtype: torch.dtype, device: str, implementation: ModuleType = operators) -> list[float]:
+    """The `error` of each of RESULTS, by the operators or by another module with their functions."""
     exact = evaluate(reference, [tensor.double() for tensor in case.tensors(dtype)], case.settings)
     tensors = case.tensors(dtype, device)
-    found = evaluate(operators, tensors, case.settings)
+    found = evaluate(implementation, tensors, case.settings)
     _, input, _, spatial = (reference.memory_format_of(tensor) for tensor in tensors)
     formats = (input, input, torch.contiguous_format, spatial)
     return [
@@ -135,19 +135,34 @@ def evaluate(implementation: ModuleType, tensors: Sequence[Tensor], settings: tu
 
 
 def main() -> int:
-    """Prints the largest error of every device and dtype, and returns the exit status."""
+    """Prints a report on every device, backend and dtype, and returns the exit status."""
     info = extension.build_info()
     print(str(info).splitlines()[0])
+    devices = list(_devices())
+    print(*report.environment(devices[-1]), *fallback.notes(info.devices), sep='\n')
     if info.path is None:
         print('No compiled library is loaded: what is checked is plain torch.', *info.notes, sep='\n')
-    print(f'{"device":8}{"dtype":10}{"allowed":>10}' + ''.join(f'{name:>16}' for name in RESULTS))
+    elif info.stamp:
+        print(str(info).splitlines()[-1 - len(info.notes)], *info.notes, sep='\n')
+    print(f'{"device":8}{"backend":24}{"dtype":10}{"allowed":>9}' + ''.join(f'{name:>16}' for name in RESULTS))
     failures = []
-    for device in _devices():
+    for device in devices:
+        served = 'compiled' if device in info.devices else fallback.name(device).partition(' (')[0].removeprefix('the ')
+        # every case of the compiled shifted sum is compiled by itself, for seconds
+        cases = CASES[:2] if device not in info.devices and fallback.is_compiled(device) else CASES
         for dtype in DTYPES:
-            failures += _check(device, dtype)
+            failures += _check(device, dtype, served, operators, cases)
+        for dtype in DTYPES:
+            failures += _check(device, dtype, 'reference', reference, CASES)
+        if device != 'mps' and (failure := report.gradients_agree(device)):
+            failures.append(f'{device} {failure}')
     for failure in failures:
         print(f'DISAGREES: {failure}', file=sys.stderr)
-    print(f'{len(CASES)} cases per line: {"all agree" if not failures else f"{len(failures)} disagree"}')
+    verdict = f'{len(failures)} disagree' if failures else 'all agree'
+    print(f'up to {len(CASES)} cases per line, and gradcheck: {verdict}')
+    if not failures:
+        for device in devices:
+            print(*report.latencies(device), sep='\n')
     return 1 if failures else 0
 
 
@@ -158,25 +173,28 @@ def _devices() -> Iterator[str]:
         yield accelerator.type
 
 
-def _check(device: str, dtype: torch.dtype) -> list[str]:
-    """Prints the line of one device and dtype; returns the cases that disagree."""
+def _check(
+    device: str, dtype: torch.dtype, backend: str, implementation: ModuleType, cases: Sequence[Case]
+) -> list[str]:
+    """Prints the line of one device, backend and dtype; returns the cases that disagree."""
     name = str(dtype).removeprefix('torch.')
+    start = f'{device:8}{backend:24}{name:10}'
     if device == 'mps' and dtype == torch.float64:
-        print(f'{device:8}{name:10}{"no such dtype there":>30}')
+        print(f'{start}{"no such dtype there":>30}')
         return []
     allowed = tolerance(dtype)
-    found = {case: _errors_or_reason(case, dtype, device) for case in CASES}
+    found = {case: _errors_or_reason(case, dtype, device, implementation) for case in cases}
     largest = map(max, zip(*(value for value in found.values() if not isinstance(value, str))))
-    print(f'{device:8}{name:10}{allowed:10.1e}' + ''.join(f'{value:16.1e}' for value in largest))
+    print(f'{start}{allowed:9.1e}' + ''.join(f'{value:16.1e}' for value in largest))
     return [
-        f'{device} {name} {case}: {value if isinstance(value, str) else [f"{error:.1e}" for error in value]}'
+        f'{device} {backend} {name} {case}: {value if isinstance(value, str) else [f"{error:.1e}" for error in value]}'
         for case, value in found.items()
         if isinstance(value, str) or max(value) > allowed
     ]
 
 
-def _errors_or_reason(case: Case, dtype: torch.dtype, device: str) -> list[float] | str:
+def _errors_or_reason(case: Case, dtype: torch.dtype, device: str, implementation: ModuleType) -> list[float] | str:
     try:
-        return errors(case, dtype, device)
+        return errors(case, dtype, device, implementation)
     except RuntimeError as reason:
         return str(reason).partition('\n')[0]

@@ -4,15 +4,13 @@ The plain-torch reference serves every backend; the compiled library, loaded aft
 a kernel. Shapes are those of `ddf.reference`, signatures those of `ddf.schemas`.
 """
 
-import functools
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import derivatives, extension, flops, reference, transforms
+from . import derivatives, fallback, flops, reference, transforms
 from .schemas import filter_gradients, forward, input_gradient, library
 
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -26,8 +24,7 @@ def _fallback(kernel: Callable) -> Callable:
     def run(*arguments: Any) -> Any:
         *grad_output, input, channel_filter, spatial_filter = arguments[:-5]
         _check(grad_output, input, channel_filter, spatial_filter, *arguments[-5:])
-        _warn_of_fallback(input.device.type)
-        return kernel(*arguments)
+        return fallback.run(kernel, input.device.type, *arguments)
 
     return run
 
@@ -72,16 +69,6 @@ def _check(
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise RuntimeError(f'ddf: {message}')
-
-
-@functools.cache
-def _warn_of_fallback(device_type: str) -> None:
-    if not extension.reference_is_wanted():
-        warnings.warn(
-            f'ddf has no compiled kernel for {device_type!r} here and runs on plain torch, which is slower: '
-            f'`python -m {__package__}` says why and how to mend it',
-            stacklevel=2,
-        )
 
 
 def _forward_shape(

@@ -120,7 +120,7 @@ def test_check_agrees_and_notices_a_wrong_kernel(monkeypatch, capsys):
     monkeypatch.setattr(operators, 'forward', lambda *arguments: correct(*arguments) * 1.01)
     monkeypatch.setattr(check, 'CASES', check.CASES[:1])
     assert command.main(['check']) == 1
-    assert 'DISAGREES: cpu float32' in capsys.readouterr().err
+    assert 'DISAGREES: cpu compiled float32' in capsys.readouterr().err
 
 
 def test_commands(capsys):
