@@ -46,7 +46,7 @@ rm -f "$marker"
 signals=0
 forward() {
     signals=$((signals + 1))
-    kill -TERM "$step" 2> /dev/null || true # srun passes it on to its tasks
+    scancel --signal=TERM "$SLURM_JOB_ID" || true # the tasks alone; a signal to srun would have them killed
 }
 trap forward USR1 TERM
 # shellcheck disable=SC2016  # NODE_RANK is the task's own
@@ -62,7 +62,7 @@ done
 # a job that was cancelled is no longer RUNNING, and must not come back
 if [ "$status" -ne 0 ] && { [ "$signals" -gt 0 ] || [ -e "$marker" ]; } &&
     [[ $(scontrol show job "$SLURM_JOB_ID") == *JobState=RUNNING* ]]; then
-    echo "saved; queued again: job $SLURM_JOB_ID"
+    echo "queued again: job $SLURM_JOB_ID"
     scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"

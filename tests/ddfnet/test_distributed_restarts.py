@@ -145,7 +145,8 @@ def slurm(tmp_path) -> dict[str, str]:
         'srun',
         """while [[ $1 != bash ]]; do shift; done
 for node in 0 1; do SLURM_NODEID=$node "$@" & pids+=($!); done
-trap 'kill -TERM "${pids[@]}"' TERM
+echo "${pids[@]}" > "${0%/*}/tasks"
+trap 'kill -KILL "${pids[@]}"' TERM
 status=0
 for pid in "${pids[@]}"; do
     while kill -0 "$pid" 2> /dev/null; do wait "$pid" || status=$?; done
@@ -153,6 +154,7 @@ done
 exit "$status"
 """,
     )
+    stand_in(folder, 'scancel', """[[ $* == '--signal=TERM 4711' ]] && kill -TERM $(< "${0%/*}/tasks")\n""")
     state = folder / 'state'
     state.write_text('RUNNING')
     stand_in(
@@ -165,7 +167,7 @@ if [[ $1 == show && $2 == job ]]; then echo "   JobState=$(< '{state}') Reason=N
     )
     return {
         'PATH': f'{folder}:{os.environ["PATH"]}', 'SLURM_JOB_ID': '4711', 'SLURM_NNODES': '2',
-        'SLURM_JOB_NODELIST': 'node[1-2]', 'SLURM_SUBMIT_DIR': str(ROOT),
+        'SLURM_JOB_NODELIST': 'node[1-2]', 'SLURM_SUBMIT_DIR': str(ROOT), 'PROCESSES_PER_NODE': '1',
     }  # fmt: skip
 
 
