@@ -32,6 +32,25 @@ def test_dtypes_and_layouts(case, dtype):
     assert_agrees(case, dtype)
 
 
+# small contiguous maps, whose channels fill the vectors
+SMALL_MAPS = [
+    Case((4, 40, 7, 7), 3),
+    Case((5, 72, 7, 6), 5, head=2, kernel_combine='add'),
+    Case((4, 150, 14, 13), 3, stride=2, norm_gain=0.5),
+    Case((2, 96, 5, 7), 3, stride=3, dilation=2, head=3, norm_gain=0.5),
+    Case((4, 33, 9, 20), 7, dilation=2),
+    Case((4, 64, 3, 1), 3, filters='batch 1'),
+    Case((4, 64, 7, 7), 3, kernel_combine='add', filters='expanded'),
+    Case((1, 200, 2, 7), 1),
+]
+
+
+@pytest.mark.parametrize('dtype', check.DTYPES, ids=str)
+@pytest.mark.parametrize('case', SMALL_MAPS, ids=str)
+def test_small_maps_of_many_channels(case, dtype):
+    assert_agrees(case, dtype)
+
+
 @pytest.mark.parametrize('kernel_combine', ['mul', 'add'])
 @pytest.mark.parametrize('kernel_size', [1, 3, 5, 7, 9])
 def test_small_sizes(kernel_size, kernel_combine):
@@ -72,7 +91,7 @@ DETERMINISM = [
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize('case', DETERMINISM, ids=str)
+@pytest.mark.parametrize('case', [*DETERMINISM, *SMALL_MAPS[:3]], ids=str)
 def test_results_do_not_depend_on_run_or_number_of_threads(case, dtype):
     tensors, threads = case.tensors(dtype), torch.get_num_threads()
     try:

@@ -5,6 +5,7 @@
 #include "pixels_gather.h"
 #include "planes_filter_gradients.h"
 #include "planes_gather.h"
+#include "transposed.h"
 
 #ifndef DDF_CPU_CAPABILITY
 #define DDF_CPU_CAPABILITY default
@@ -33,13 +34,19 @@ void dispatch(const Call& call, const Body& body) {
 
 template <typename T>
 void gather(const Call& call, const AxisSet& rows, const AxisSet& columns, const Array& source, const Array& output) {
-  if (!has_pixels<T>(call, source) || !has_pixels<T>(call, output)) {
-    return gather_planes<T>(call, rows, columns, source, output);
-  }
-  for (int64_t row_phase = 0; row_phase < rows.count; ++row_phase) {
-    for (int64_t column_phase = 0; column_phase < columns.count; ++column_phase) {
-      gather_all_pixels<T>(call, rows[row_phase], columns[column_phase], source, output);
+  const auto gather_pixels = [&](const Call& part, const Array& from, const Array& to) {
+    for (int64_t row_phase = 0; row_phase < rows.count; ++row_phase) {
+      for (int64_t column_phase = 0; column_phase < columns.count; ++column_phase) {
+        gather_all_pixels<T>(part, rows[row_phase], columns[column_phase], from, to);
+      }
     }
+  };
+  if (has_pixels<T>(call, source) && has_pixels<T>(call, output)) {
+    gather_pixels(call, source, output);
+  } else if (gathers_transposed<T>(call, columns, source, output)) {
+    gather_transposed<T>(call, rows, columns, source, output, gather_pixels);
+  } else {
+    gather_planes<T>(call, rows, columns, source, output);
   }
 }
 
@@ -68,6 +75,8 @@ void filter_gradients(const Call& call) {
   dispatch(call, [&]<typename T>(T) {
     if (has_pixels<T>(call, call.input) && has_pixels<T>(call, call.output)) {
       run_filter_gradients<PixelGradientWorker, T>(call);
+    } else if (adds_transposed<T>(call)) {
+      filter_gradients_transposed<T>(call);
     } else {
       run_filter_gradients<PlaneGradientWorker, T>(call);
     }

@@ -71,7 +71,7 @@ DDF_NOINLINE void add_pixels(const TapRun<T, A>& run, int64_t channels) {
     add_channels<combine, pixels>(at, channels - lanes, spatial, sums,
                                   [&](Vector<A> u) { return lane >= counted ? u : Vector<A>{}; });
   }
-  for (int p = 0; p < pixels; ++p) run.weight_sums[p] += horizontal_sum<A>(sums[p]);
+  add_lanes<pixels>(run.weight_sums, sums);
 }
 
 template <typename T>

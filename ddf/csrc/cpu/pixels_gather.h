@@ -1,8 +1,8 @@
 // Forward pass and gradient of the input, for channels_last maps.
 //
-// A task is a few output rows of one image. The accumulators of two pixels and several vectors of channels stay in
-// registers over all taps; every vector of the channel filter serves both pixels, every element of the spatial filter
-// all channels.
+// A task is a few output rows of one image. The accumulators of a few pixels and several vectors of channels stay in
+// registers over all taps; every vector of the channel filter serves all these pixels, every element of the spatial
+// filter all channels.
 #pragma once
 
 #include "pixels.h"
@@ -27,21 +27,30 @@ template <Combine combine, int pixels, int vectors, typename T, typename A>
 DDF_INLINE void gather_pixels(const PixelRun<T, A>& run, int64_t channel) {
   constexpr int lanes = kLanes<A>;
   Vector<A> sums[pixels][vectors] = {}, earlier_rows[pixels][vectors] = {};
-  for (int64_t n = run.tap_rows.begin; n < run.tap_rows.end; ++n) {
-    for (int64_t m = run.tap_columns.begin; m < run.tap_columns.end; ++m) {
-      const A* x = run.source + n * run.source_tap_row + m * run.source_tap_column + channel;
-      const A* s = run.spatial.data + n * run.spatial.tap_row + m * run.spatial.tap_column;
-      const A* c = run.channel_filter + n * run.filter_tap_row + m * run.filter_tap_column + channel;
+  const int64_t first_row = run.tap_rows.begin, first_column = run.tap_columns.begin;
+  const int64_t tap_columns = run.tap_columns.size(), pixel = run.source_pixel;
+  const A* x_row = run.source + first_row * run.source_tap_row + first_column * run.source_tap_column + channel;
+  const A* s_row = run.spatial.data + first_row * run.spatial.tap_row + first_column * run.spatial.tap_column;
+  const A* c_row = run.channel_filter + first_row * run.filter_tap_row + first_column * run.filter_tap_column + channel;
+  for (int64_t n = first_row; n < run.tap_rows.end; ++n) {
+    const A *x = x_row, *s = s_row, *c = c_row;
+    for (int64_t m = 0; m < tap_columns; ++m) {
       Vector<A> spatial[pixels];
       for (int p = 0; p < pixels; ++p) spatial[p] = broadcast(s[p * run.spatial.column]);
       for (int v = 0; v < vectors; ++v) {
         const Vector<A> filter = load(c + v * lanes);
         for (int p = 0; p < pixels; ++p) {
-          sums[p][v] += tap_weight<combine>(filter, spatial[p]) * load(x + p * run.source_pixel + v * lanes);
+          sums[p][v] += tap_weight<combine>(filter, spatial[p]) * load(x + p * pixel + v * lanes);
         }
       }
+      x += run.source_tap_column;
+      s += run.spatial.tap_column;
+      c += run.filter_tap_column;
     }
-    if (run.tap_columns.size() > kMostTapsInOneSum) {
+    x_row += run.source_tap_row;
+    s_row += run.spatial.tap_row;
+    c_row += run.filter_tap_row;
+    if (tap_columns > kMostTapsInOneSum) {
       end_tap_row<pixels * vectors>(&sums[0][0], &earlier_rows[0][0], n + 1 == run.tap_rows.end);
     }
   }
@@ -53,10 +62,10 @@ DDF_INLINE void gather_pixels(const PixelRun<T, A>& run, int64_t channel) {
 // All channels of a head. The last vector overlaps the one before: it computes the same values again.
 template <Combine combine, int pixels, typename T, typename A>
 DDF_NOINLINE void gather_channels(const PixelRun<T, A>& run, int64_t channels) {
-  constexpr int lanes = kLanes<A>, vectors = kAccumulators / 2;
+  constexpr int lanes = kLanes<A>, most = kAccumulators / (pixels > 1 ? pixels : 2);
   int64_t channel = 0;
-  for (; channel + vectors * lanes <= channels; channel += vectors * lanes) {
-    gather_pixels<combine, pixels, vectors>(run, channel);
+  for (; channel + most * lanes <= channels; channel += most * lanes) {
+    gather_pixels<combine, pixels, most>(run, channel);
   }
   for (; channel + lanes <= channels; channel += lanes) gather_pixels<combine, pixels, 1>(run, channel);
   if (channel < channels) gather_pixels<combine, pixels, 1>(run, channels - lanes);
@@ -133,21 +142,22 @@ class PixelWorker {
     const A* source = map.data + tile_row * map.row + columns_.source_origin * map.column + first;
     T* output = at<T>(output_, image, first) + (rows_.output_origin + row * rows_.output_step) * output_.row +
                 columns_.output_origin * output_.column;
+    // a register tile of two pixels and many channels is best, where there are as many
+    const int64_t most = channels_per_head(call_) >= kAccumulators / 2 * kLanes<A> ? 2 : 4;
     for (int64_t column = 0; column < columns_.outputs;) {
       const bool inner = column >= inner_.begin && column < inner_.end;
-      const bool pair = inner && column + 1 < inner_.end;
+      const int64_t alike = inner ? inner_.end - column : 1;  // pixels from here on that the same taps serve
+      const int64_t pixels = alike >= most ? most : alike >= 2 ? 2 : 1;
       run.tap_columns = inner ? Range{0, columns_.taps} : taps_on_map(columns_, column);
       run.source = source + column * run.source_pixel;
       run.spatial.data = spatial.data + tile_row * spatial.row + column * spatial.column;
       run.output = output + column * run.output_pixel;
       with_combine(call_, [&]<Combine combine>() {
-        if (pair) {
-          gather_channels<combine, 2>(run, channels_per_head(call_));
-        } else {
-          gather_channels<combine, 1>(run, channels_per_head(call_));
-        }
+        if (pixels == 4) return gather_channels<combine, 4>(run, channels_per_head(call_));
+        if (pixels == 2) return gather_channels<combine, 2>(run, channels_per_head(call_));
+        gather_channels<combine, 1>(run, channels_per_head(call_));
       });
-      column += pair ? 2 : 1;
+      column += pixels;
     }
   }
 

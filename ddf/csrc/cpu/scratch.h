@@ -36,9 +36,12 @@ class Buffer {
   int64_t bytes_ = 0;
 };
 
-// One thread's scratch of `count` elements, valid until its next call. Kept between calls of the operators, since
+// Who uses a thread's scratch: a kernel, or what runs kernels on maps of its own.
+constexpr int kKernel = 0, kTransposed = 1;
+
+// One thread's scratch of `count` elements, valid until its user's next call. Kept between calls of the operators, since
 // fresh pages cost more than the work of a small map.
-template <typename A>
+template <typename A, int user = kKernel>
 A* thread_scratch(int64_t count) {
   static thread_local Buffer buffer;
   return buffer.at_least<A>(count);

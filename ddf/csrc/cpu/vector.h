@@ -199,17 +199,6 @@ DDF_INLINE A horizontal_sum(Vector<A> value) {
   return sum_of_lanes<A, kLanes<A>>(value);
 }
 
-// Many taps are summed row by row, which keeps the rounding error of a sum in float small: ends a row of them. The last
-// row leaves the whole sums in `sums`, the others zeros.
-template <int count, typename V>
-DDF_INLINE void end_tap_row(V* sums, V* earlier_rows, bool is_last) {
-  for (int i = 0; i < count; ++i) {
-    earlier_rows[i] += sums[i];
-    sums[i] = is_last ? earlier_rows[i] : V{};
-  }
-}
-constexpr int64_t kMostTapsInOneSum = 7;  // in a row; where there are more, each row is summed by itself
-
 template <typename V, int... index>
 DDF_INLINE V even_lanes_of(V first, V second, std::integer_sequence<int, index...>) {
   return __builtin_shufflevector(first, second, 2 * index...);
@@ -232,6 +221,44 @@ template <int half, typename A>
 DDF_INLINE Vector<A> interleaved(Vector<A> first, Vector<A> second) {
   return interleaved_of<half>(first, second, std::make_integer_sequence<int, kLanes<A>>{});
 }
+
+// Adds lanes that stand four apart.
+template <typename A, int lanes>
+DDF_INLINE Lanes<A, 4> fold_to_four(Lanes<A, lanes> value) {
+  if constexpr (lanes == 4) {
+    return value;
+  } else {
+    struct {
+      Lanes<A, lanes / 2> low, high;
+    } halves;
+    __builtin_memcpy(&halves, &value, sizeof value);
+    return fold_to_four<A, lanes / 2>(halves.low + halves.high);
+  }
+}
+
+// Adds to sums[i] the lanes of values[i]: four at once share their shuffles.
+template <int count, typename A>
+DDF_INLINE void add_lanes(A* sums, const Vector<A> (&values)[count]) {
+  if constexpr (count == 4 && kLanes<A> >= 4) {
+    const Vector<A> even = interleaved<0, A>(values[0], values[2]) + interleaved<1, A>(values[0], values[2]);
+    const Vector<A> odd = interleaved<0, A>(values[1], values[3]) + interleaved<1, A>(values[1], values[3]);
+    const Vector<A> all = interleaved<0, A>(even, odd) + interleaved<1, A>(even, odd);
+    store_raw(sums, load_raw<Lanes<A, 4>>(sums) + fold_to_four<A, kLanes<A>>(all));
+  } else {
+    for (int i = 0; i < count; ++i) sums[i] += horizontal_sum<A>(values[i]);
+  }
+}
+
+// Many taps are summed row by row, which keeps the rounding error of a sum in float small: ends a row of them. The last
+// row leaves the whole sums in `sums`, the others zeros.
+template <int count, typename V>
+DDF_INLINE void end_tap_row(V* sums, V* earlier_rows, bool is_last) {
+  for (int i = 0; i < count; ++i) {
+    earlier_rows[i] += sums[i];
+    sums[i] = is_last ? earlier_rows[i] : V{};
+  }
+}
+constexpr int64_t kMostTapsInOneSum = 7;  // in a row; where there are more, each row is summed by itself
 
 // Copies `count` elements with conversion; whole vectors, the last one overlapping, so nothing outside is touched.
 template <int lanes, typename To, typename From>
