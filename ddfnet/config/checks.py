@@ -103,6 +103,10 @@ def _splits_and_repeats(config: TrainConfig) -> Iterator[str]:
         yield '--aug-splits varies images, --no-aug does not: leave one of them out'
     if splits and data.no_prefetcher:
         yield '--aug-splits needs the prefetcher: leave --no-prefetcher out'
+    if config.loss.jsd_loss and not splits:
+        yield '--jsd-loss compares versions of each image: give --aug-splits 3 (at least 2), or leave --jsd-loss out'
+    if config.loss.jsd_loss and config.loss.bce_loss:
+        yield '--jsd-loss and --bce-loss are two losses: leave one of them out'
     if augmentation.resplit and augmentation.reprob == 0:
         yield '--resplit erases less, but --reprob 0 erases nothing: raise --reprob, or leave --resplit out'
     for name, value in (('aug_repeats', repeats), ('aug_splits', splits), ('strict_data', data.strict_data)):

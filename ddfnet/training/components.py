@@ -191,6 +191,8 @@ def _create_task(config: TrainConfig, model: torch.nn.Module, processes: Process
         criterion_kwargs |= {
             'loss_type': 'bce', 'bce_sum': loss.bce_sum, 'bce_target_thresh': loss.bce_target_thresh,
         }  # fmt: skip
+    elif loss.jsd_loss:
+        criterion_kwargs |= {'loss_type': 'jsd', 'jsd_splits': config.augmentation.aug_splits}
     task = ClassificationTask(model, criterion_kwargs=criterion_kwargs, device=processes.device, verbose=False)
     if config.ema.model_ema:
         task.setup_ema(decay=config.ema.model_ema_decay, use_warmup=config.ema.model_ema_warmup)

@@ -3,12 +3,16 @@
 import pytest
 import torch
 from PIL import Image
+from timm.loss import JsdCrossEntropy
 
 from ddfnet.config import load_train_config
 from ddfnet.data.augmentation import posterize
 from ddfnet.data.keyed import KeyedSampler
 from ddfnet.errors import UserError
-from tests.ddfnet.test_data import train_loader
+from ddfnet.training.components import build_components
+from ddfnet.training.engine import Progress, train_epoch
+from tests.ddfnet.conftest import TINY_RUN
+from tests.ddfnet.test_data import CPU, train_loader
 
 
 def test_splits_do_not_depend_on_workers_and_start_clean():
@@ -39,6 +43,20 @@ def test_repeats_fill_the_same_epoch_with_fewer_images():
 def test_repeats_are_varied_each_time():
     images, _ = next(train_loader('-j', '0', '--aug-repeats', '2').epoch(0))
     assert not torch.equal(images[0], images[1])
+
+
+def test_jsd_loss_of_a_step_is_timms():
+    flags = ['--aug-splits', '3', '--jsd-loss', '--smoothing', '0.2', '--aa', 'augmix-m5-w4-d2', '-b', '8']
+    components = build_components(load_train_config([*TINY_RUN, *flags, '--train-num-samples', '8']), CPU)
+    outputs = []
+    components.task.trainable_module.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    losses = []
+    train_epoch(components, Progress(), CPU, lambda step, loss: losses.append(loss))
+    _, labels = next(components.train_loader.epoch(0))
+    assert outputs[0].shape == (24, 10)
+    expected = JsdCrossEntropy(num_splits=3, smoothing=0.2)(outputs[0], labels)
+    assert len(losses) == len(outputs) == 1
+    torch.testing.assert_close(losses[0], expected.detach())
 
 
 @pytest.mark.parametrize('bits', [0, 1, 4, 8])
@@ -77,6 +95,8 @@ def test_every_switch_gives_an_epoch(flags):
         ('--aug-splits 3 --aug-repeats 3', 'both repeat images'),
         ('--aug-splits 3 --no-aug', '--no-aug does not'),
         ('--aug-splits 3 --no-prefetcher', 'needs the prefetcher'),
+        ('--jsd-loss', 'give --aug-splits 3'),
+        ('--jsd-loss --aug-splits 3 --bce-loss', 'are two losses'),
         ('--resplit --reprob 0', '--reprob 0 erases nothing'),
         ('--dataset wds/x --strict-data', '--strict-data needs images in any order'),
         ('--dataset wds/x --aug-repeats 2', '--aug-repeats needs images in any order'),
