@@ -25,7 +25,14 @@ HERE = Path(__file__).parent
 CUDA = Path(build.CSRC) / 'cuda'
 FLAGS = (
     *('-std=c++20', '-fPIC', '-fvisibility=hidden', '-DDDF_ADJUSTABLE_LIMITS', '-ffp-contract=off'),
-    *('-fno-strict-aliasing', '-Wall', '-Wno-unknown-pragmas', '-Wno-maybe-uninitialized', '-Wno-unused-variable'),
+    *(
+        '-fno-strict-aliasing',
+        '-Wall',
+        '-Wno-unknown-pragmas',
+        '-Wno-maybe-uninitialized',
+        '-Wno-unused-variable',
+        '-Wno-class-memaccess',
+    ),
 )
 OPTIMISED = ('-O1', '-mf16c') if platform.machine() == 'x86_64' else ('-O1',)
 DTYPES = {torch.float64: 0, torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}

@@ -22,7 +22,7 @@ __device__ inline Accumulator<T> product_at(const Gather& g, int64_t image, int6
 
 // A block sums over the pixels for one image, channel and tap after another.
 template <typename T>
-__global__ void __launch_bounds__(kGeneralThreads) channel_sums_general(const FilterGradients f) {
+__global__ void __launch_bounds__(kGeneralThreads, kGeneralBlocks) channel_sums_general(const FilterGradients f) {
   using A = Accumulator<T>;
   const Gather& g = f.at;
   const int64_t k = g.kernel_size, taps = k * k, total = g.batch * g.channels * taps;
@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(kGeneralThreads) channel_sums_general(const Fi
 
 // A thread sums over the channels for one image, head, tap and pixel after another.
 template <typename T>
-__global__ void __launch_bounds__(kGeneralThreads) spatial_sums_general(const FilterGradients f) {
+__global__ void __launch_bounds__(kGeneralThreads, kGeneralBlocks) spatial_sums_general(const FilterGradients f) {
   using A = Accumulator<T>;
   const Gather& g = f.at;
   const int64_t k = g.kernel_size, plane = g.height * g.width, heads = g.heads;

@@ -67,7 +67,7 @@ struct NormaliseDerivative {
 };
 
 template <typename T>
-__global__ void __launch_bounds__(kGeneralThreads) finish_spatial_gradient(const FilterGradients f) {
+__global__ void __launch_bounds__(kGeneralThreads, kGeneralBlocks) finish_spatial_gradient(const FilterGradients f) {
   using A = Accumulator<T>;
   const Gather& g = f.at;
   const int taps = static_cast<int>(g.kernel_size * g.kernel_size);

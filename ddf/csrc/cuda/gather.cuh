@@ -76,7 +76,7 @@ struct SpatialTaps {
   __device__ A raw(int tap, int64_t row, int64_t column) const { return widen(__ldg(address(tap, row, column))); }
 
   __device__ Moments<A> moments_at(int64_t row, int64_t column) const {
-    return moments_of<A>(taps, gain, [&](int tap) { return raw(tap, row, column); });
+    return moments_in_memory(address(0, row, column), tap_stride, taps, gain);
   }
 
   __device__ A normalised(int tap, int64_t row, int64_t column) const {

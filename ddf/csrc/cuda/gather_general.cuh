@@ -10,7 +10,7 @@
 namespace ddf::cuda {
 
 template <typename T>
-__global__ void __launch_bounds__(kGeneralThreads) gather_general(const Gather g) {
+__global__ void __launch_bounds__(kGeneralThreads, kGeneralBlocks) gather_general(const Gather g) {
   using A = Accumulator<T>;
   const int64_t total = g.batch * g.channels * g.height * g.width;
   const int64_t k = g.kernel_size;

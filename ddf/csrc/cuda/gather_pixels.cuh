@@ -119,7 +119,7 @@ __device__ inline void add_pixel_row(const Gather& g, const T* source_row, int x
 }
 
 template <typename T, int K, int VEC, bool WINDOW>
-__global__ void __launch_bounds__(kPixelThreads) gather_pixels(const Gather g) {
+__global__ void __launch_bounds__(kPixelThreads, pixel_blocks(K, sizeof(Accumulator<T>))) gather_pixels(const Gather g) {
   using A = Accumulator<T>;
   const int lanes = g.channel_lanes, pixels = g.tile_rows * kTileColumns;
   const int groups = static_cast<int>(g.heads) * g.groups_per_head;

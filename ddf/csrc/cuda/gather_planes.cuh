@@ -141,7 +141,7 @@ __device__ inline void share_factors(const Gather& g, int64_t image, int64_t fir
 }
 
 template <typename T, int K, int VEC, int STRIDE>
-__global__ void __launch_bounds__(plane_threads(K, VEC)) gather_planes(const Gather g) {
+__global__ void __launch_bounds__(plane_threads(K, VEC), plane_blocks(K, VEC, sizeof(Accumulator<T>))) gather_planes(const Gather g) {
   using A = Accumulator<T>;
   constexpr int kTaps = K * K, kChannels = channels_at_once(K, VEC);
   constexpr bool kShared = shares_weights(K, VEC);

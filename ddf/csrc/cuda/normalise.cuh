@@ -29,4 +29,11 @@ __device__ inline Moments<A> moments_of(int taps, A gain, const Tap& tap) {
   return {first + offset, gain / (std + static_cast<A>(1e-10))};
 }
 
+// Of raw taps in memory. A call, not a copy in every place that may need it, which would multiply the code.
+template <typename T>
+__device__ __noinline__ Moments<Accumulator<T>> moments_in_memory(const T* first, int64_t stride, int taps,
+                                                                 Accumulator<T> gain) {
+  return moments_of<Accumulator<T>>(taps, gain, [&](int tap) { return widen(__ldg(first + tap * stride)); });
+}
+
 }  // namespace ddf::cuda

@@ -79,8 +79,7 @@ __device__ inline Pack<T, N> load(const T* address) {
 template <int N, typename T>
 __device__ inline Pack<T, N> load_if(bool inside, const T* address) {
   using Word = typename WordOf<N * sizeof(T)>::Type;
-  Word word{};
-  if (inside) word = __ldg(reinterpret_cast<const Word*>(address));
+  const Word word = inside ? __ldg(reinterpret_cast<const Word*>(address)) : Word{};
   Pack<T, N> pack;
   memcpy(&pack, &word, sizeof word);
   return pack;
@@ -95,7 +94,7 @@ __device__ inline void store(T* address, const Accumulator<T>* sums) {
   for (int n = 0; n < N; ++n) pack.values[n] = narrow<T>(sums[n]);
   Word word;
   memcpy(&word, &pack, sizeof word);
-  __stwb(reinterpret_cast<Word*>(address), word);
+  *reinterpret_cast<Word*>(address) = word;
 }
 
 // All shared memory is dynamic: the host says how much, by the same functions that lay it out.

@@ -35,6 +35,22 @@ constexpr int plane_threads(int kernel_size, int vector) {
   return kernel_size == 5 ? 64 : 32;
 }
 
+// Blocks that a multiprocessor should hold: what bounds the registers of a thread, here to 128, which nothing spills
+// from, but for vectors of eight pixels (168) and what needs more in float64 or at k = 5 and 7.
+constexpr int plane_blocks(int kernel_size, int vector, int accumulated_bytes) {
+  if (accumulated_bytes == 8) return 1;
+  if (kernel_size == 5 && vector == 1) return 3;
+  if (kernel_size == kRegisterKernel && vector == 8) return 3;
+  return 512 / plane_threads(kernel_size, vector);
+}
+constexpr int pixel_blocks(int kernel_size, int accumulated_bytes) {
+  return accumulated_bytes == 8 ? 2 : kernel_size == 7 ? 3 : 4;
+}
+constexpr int sum_blocks(int kernel_size, int accumulated_bytes) {
+  return kernel_size == 7 ? 1 : (accumulated_bytes == 8 ? 8 : 16) / kernel_size;
+}
+inline constexpr int kGeneralBlocks = 2;
+
 struct Limits {
   int64_t blocks = 1024;               // wanted: several for each of 108 to 132 multiprocessors
   int64_t offset = (int64_t{1} << 31) - 1;  // the largest distance of 32-bit indices, in elements

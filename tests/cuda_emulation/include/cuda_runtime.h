@@ -5,8 +5,10 @@
 #pragma once
 
 #include <cmath>
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <functional>
 #include <stdexcept>
 #include <string>
@@ -15,6 +17,7 @@
 #define __global__
 #define __device__
 #define __host__
+#define __noinline__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __align__(bytes)
@@ -24,13 +27,6 @@ struct dim3 {
   unsigned x, y, z;
   constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
-struct alignas(8) uint2 {
-  unsigned x, y;
-};
-struct alignas(16) uint4 {
-  unsigned x, y, z, w;
-};
-
 using cudaStream_t = void*;
 enum cudaError_t { cudaSuccess, cudaErrorInvalidConfiguration, cudaErrorEmulated };
 struct cudaLaunchConfig_t {
@@ -61,6 +57,28 @@ cudaError_t run(const cudaLaunchConfig_t& config, const std::function<void()>& k
 
 }  // namespace emulation
 
+// Words of several registers: storing one checks its address, which these types themselves do not bind.
+struct uint2 {
+  unsigned x, y;
+  uint2() = default;
+  uint2(const uint2&) = default;
+  uint2& operator=(const uint2& other) {
+    emulation::check_alignment(this, sizeof *this);
+    std::memcpy(&x, &other.x, sizeof *this);
+    return *this;
+  }
+};
+struct uint4 {
+  unsigned x, y, z, w;
+  uint4() = default;
+  uint4(const uint4&) = default;
+  uint4& operator=(const uint4& other) {
+    emulation::check_alignment(this, sizeof *this);
+    std::memcpy(&x, &other.x, sizeof *this);
+    return *this;
+  }
+};
+
 #define threadIdx (emulation::current().index)
 #define blockIdx (emulation::current().block)
 inline dim3 blockDim, gridDim;
@@ -73,12 +91,6 @@ T __ldg(const T* address) {
   emulation::check_alignment(address, sizeof(T));
   return *address;
 }
-template <typename T>
-void __stwb(T* address, T value) {
-  emulation::check_alignment(address, sizeof(T));
-  *address = value;
-}
-
 using std::sqrt;
 inline int min(int a, int b) { return a < b ? a : b; }
 inline int max(int a, int b) { return a < b ? b : a; }
