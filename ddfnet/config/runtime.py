@@ -42,6 +42,8 @@ class EmaConfig:
     """Share of the average that stays at each optimiser step."""
     model_ema_warmup: bool = False
     """Let the share rise to its value at the start of a run."""
+    model_ema_force_cpu: bool = False
+    """Keep the average on the CPU: spares memory of the accelerator, which it then waits for at every step."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +82,8 @@ class RunConfig:
     """Leave the optimiser's state out when going on from a checkpoint."""
     eval_metric: Literal['top1', 'top5', 'loss'] = 'top1'
     """Validation metric that decides which checkpoint is best."""
+    max_nonfinite: Count = 10
+    """Stop after so many optimiser steps in a row whose gradients were no finite numbers; none of them is applied."""
     tensorboard: bool = True
     """Write TensorBoard events."""
 

@@ -118,7 +118,7 @@ def _fit(
             progress.lr = components.optimizer.param_groups[0]['lr']
         lr = progress.lr
         trained_before = components.train_loader.updates_left(progress.position) == 0  # and stopped in its validation
-        report = monitor.step if monitor else _no_report
+        report = monitor.step if monitor else None
         loss = train_epoch(components, progress, processes, report, pauses.after_step)
         replaced = components.train_loader.count_replaced(processes)
         if not math.isfinite(loss):
@@ -184,7 +184,3 @@ def _validate(components: Components, progress: Progress, processes: Processes, 
             )
             metrics |= {f'{name}/{key}': found[key] for key in ('loss', 'top1', 'top5')}
     return metrics
-
-
-def _no_report(*_: object) -> None:
-    """The other processes leave reporting to the primary one."""

@@ -195,7 +195,8 @@ def _create_task(config: TrainConfig, model: torch.nn.Module, processes: Process
         criterion_kwargs |= {'loss_type': 'jsd', 'jsd_splits': config.augmentation.aug_splits}
     task = ClassificationTask(model, criterion_kwargs=criterion_kwargs, device=processes.device, verbose=False)
     if config.ema.model_ema:
-        task.setup_ema(decay=config.ema.model_ema_decay, use_warmup=config.ema.model_ema_warmup)
+        place = torch.device('cpu') if config.ema.model_ema_force_cpu else None
+        task.setup_ema(decay=config.ema.model_ema_decay, use_warmup=config.ema.model_ema_warmup, device=place)
     return task
 
 

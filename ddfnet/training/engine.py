@@ -1,7 +1,8 @@
 """One epoch of training."""
 
 import contextlib
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from ddfnet.distributed import Processes
 from ddfnet.seeding import reseed_step
 from ddfnet.training.components import Components
+from ddfnet.training.guard import NonFiniteCount, StepGuard
 
 
 @dataclass
@@ -19,93 +21,204 @@ class Progress:
 
     epoch: int = 0
     updates: int = 0
-    step: int = 0  # optimiser steps of this epoch
+    step: int = 0  # optimiser steps of this epoch, suppressed ones included
     position: int = 0  # samples of this epoch over all processes
     lr: float = 0.0  # at the start of this epoch
-    loss_sum: float = 0.0  # of this epoch's batches, averaged over processes
+    loss_sum: float = 0.0  # of this epoch's batches, averaged over processes; those of suppressed steps left out
+    correct: int = 0  # images of this epoch whose greatest output was their label, over all processes
+    labelled: int = 0  # images of this epoch that had one label, over all processes; mixed ones have none
+    nonfinite: int = 0  # suppressed steps of this epoch
+    nonfinite_streak: int = 0  # suppressed steps in a row, up to now
 
     def start_epoch(self, epoch: int) -> None:
         """Nothing of this epoch is done yet."""
         self.epoch, self.step, self.position, self.loss_sum = epoch, 0, 0, 0.0
+        self.correct = self.labelled = self.nonfinite = 0
+
+    @property
+    def top1(self) -> float | None:
+        """Percent of this epoch's training images, as augmented; None where all were mixed."""
+        return 100 * self.correct / self.labelled if self.labelled else None
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one process knows after an optimiser step. Tensors are scalars on the device: reading one waits for it."""
+
+    step: int  # done in this epoch
+    lr: float  # that the step used, of the first parameter group
+    loss: Tensor  # mean of this epoch so far, suppressed steps left out
+    grad_norm: Tensor  # total L2 norm of this step's gradients, of all processes, before clipping
+    nonfinite: Tensor  # suppressed steps of this epoch, int64
+    correct: Tensor  # images since the epoch was started or resumed whose greatest output was their label, int64
+    labelled: int  # images since then that had one label
+    data_seconds: float  # since then spent on waiting for batches
+
+
+class _Tally:
+    """Sums since the epoch was started or resumed, on the device."""
+
+    def __init__(self, components: Components, progress: Progress, processes: Processes) -> None:
+        self.device = processes.device
+        self.accumulation = components.config.batch.grad_accum_steps
+        self.loss = torch.full((), progress.loss_sum, device=self.device)
+        self.correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.labelled = 0
+        self.data_seconds = 0.0
+        self.nonfinite = NonFiniteCount(self.device, progress.nonfinite, progress.nonfinite_streak)
+        self._before = progress.correct, progress.labelled
+
+    def mean_loss(self, step: int) -> Tensor:
+        return self.loss / ((step - self.nonfinite.total) * self.accumulation)
+
+    def settle(self, progress: Progress, processes: Processes) -> None:
+        """Brings the sums over all processes into the progress."""
+        progress.loss_sum = (processes.total(self.loss) / processes.world_size).item()
+        progress.correct = self._before[0] + int(processes.total(self.correct))
+        progress.labelled = self._before[1] + self.labelled * processes.world_size
+        progress.nonfinite, progress.nonfinite_streak = int(self.nonfinite.total), int(self.nonfinite.streak)
 
 
 def train_epoch(
     components: Components,
     progress: Progress,
     processes: Processes,
-    report: Callable[[int, Tensor], None],
+    report: Callable[[StepReport], object] | None = None,
     boundary: Callable[[Callable[[], None]], None] | None = None,
 ) -> float:
     """Trains on what is left of the epoch that `progress` names and counts its optimiser steps.
 
+    A step whose gradients are no finite numbers is suppressed: it changes nothing. How many there were in a row is
+    looked at every log_interval steps and at the end; nothing else here waits for an accelerator, but for the gradient
+    scaler.
+
     Args:
-        report: Takes the number of steps done in this epoch and the mean loss so far, a scalar on the device, after
-            every step. Reading the loss waits for the device.
+        report: Called after every step.
         boundary: Called after every step but the last in every process. It takes a function that brings `progress` up
             to date, sums over all processes included, so that the run can go on from there.
 
     Returns:
-        The mean training loss over the epoch and all processes.
+        The mean training loss over the epoch and all processes; NaN where every step was suppressed.
+
+    Raises:
+        UserError: max_nonfinite steps in a row were suppressed.
     """
     components.task.train()
-    accumulation = components.config.batch.grad_accum_steps
-    loader = components.train_loader
-    loss_sum = torch.full((), progress.loss_sum, device=processes.device)
-
-    def settle() -> None:
-        progress.loss_sum = (processes.total(loss_sum) / processes.world_size).item()
-
+    loader, run = components.train_loader, components.config.run
+    tally = _Tally(components, progress, processes)
+    guard = _step_guard(components, processes)
     end = progress.step + loader.updates_left(progress.position)
     with contextlib.closing(loader.epoch(progress.epoch, progress.position)) as batches:
         while progress.step < end:
-            for micro_step in range(accumulation):
-                images, targets = next(batches)
-                reseed_step(
-                    components.config.run.seed, processes.device, 'step', progress.updates, micro_step, processes.rank
-                )
-                loss_sum += _backward(components, images, targets, last=micro_step == accumulation - 1)
-            _optimizer_step(components, progress)
+            lr = components.optimizer.param_groups[0]['lr']
+            norm = _step(components, progress, processes, batches, tally, guard)
             if components.config.distribution.synchronize_step and processes.device.type != 'cpu':
                 torch.accelerator.synchronize()
             progress.step += 1
             progress.position += loader.samples_per_step
-            report(progress.step, loss_sum / (progress.step * accumulation))
+            if report:
+                report(
+                    StepReport(
+                        progress.step, lr, tally.mean_loss(progress.step), norm, tally.nonfinite.total, tally.correct,
+                        tally.labelled, tally.data_seconds,
+                    )
+                )  # fmt: skip
+            if progress.step % run.log_interval == 0 or progress.step == end:
+                tally.nonfinite.check(run.max_nonfinite, progress.epoch, progress.step)
             if boundary and progress.step < end:
-                boundary(settle)
-    settle()
-    return progress.loss_sum / (progress.step * accumulation)
+                boundary(lambda: tally.settle(progress, processes))
+    tally.settle(progress, processes)
+    applied = (progress.step - progress.nonfinite) * tally.accumulation
+    return progress.loss_sum / applied if applied else float('nan')
 
 
-def _backward(components: Components, images: Tensor, targets: Tensor, last: bool) -> Tensor:
+def _step_guard(components: Components, processes: Processes) -> StepGuard:
+    # where knowing costs nothing more, the host decides: a gradient scaler waits anyway, an average on the CPU too
+    asks = (
+        processes.device.type == 'cpu'
+        or components.scaler.is_enabled()
+        or (components.config.ema.model_ema and components.config.ema.model_ema_force_cpu)
+    )
+    return StepGuard(components.model, components.optimizer, components.ema_model, host_decides=asks)
+
+
+def _step(
+    components: Components,
+    progress: Progress,
+    processes: Processes,
+    batches: Iterator[tuple[Tensor, Tensor]],
+    tally: _Tally,
+    guard: StepGuard,
+) -> Tensor:
+    """One optimiser step, of grad_accum_steps batches. Returns the norm of its gradients."""
+    guard.save()
+    loss = torch.zeros_like(tally.loss)
+    for micro_step in range(tally.accumulation):
+        start = time.perf_counter()
+        images, targets = next(batches)
+        tally.data_seconds += time.perf_counter() - start
+        reseed_step(components.config.run.seed, processes.device, 'step', progress.updates, micro_step, processes.rank)
+        loss += _backward(components, images, targets, tally, last=micro_step == tally.accumulation - 1)
+    norm, finite = _optimizer_step(components, progress, guard)
+    tally.nonfinite.add(finite)
+    tally.loss += torch.where(finite, loss, 0)
+    return norm
+
+
+def _backward(components: Components, images: Tensor, targets: Tensor, tally: _Tally, last: bool) -> Tensor:
     """Adds the gradients of a batch, averaged over processes with the last of a step. Returns the detached loss."""
     precision, task, mixup = components.precision, components.task, components.train_loader.mixup
-    accumulation = components.config.batch.grad_accum_steps
     images, targets = images.to(precision.device), targets.to(precision.device)
     if mixup is not None:
         images, targets = mixup(images, targets)
-    context = torch.enable_grad() if last else task.no_sync()
+    context = contextlib.nullcontext() if last else task.no_sync()
     with context:
         with precision.autocast():
-            loss = task(precision.lay_out(images), targets)['loss']
-        components.scaler.scale(loss / accumulation).backward()
-    return loss.detach()
+            result = task(precision.lay_out(images), targets)
+        components.scaler.scale(result['loss'] / tally.accumulation).backward()
+    if targets.ndim == 1:
+        tally.correct += (result['output'].detach().argmax(dim=1) == targets).sum()
+        tally.labelled += len(targets)
+    return result['loss'].detach()
 
 
-def _optimizer_step(components: Components, progress: Progress) -> None:
-    """Clips, steps, and unless the gradient scaler skipped the step, moves average and schedule on with it."""
-    task, optimizer, scaler = components.task, components.optimizer, components.scaler
-    clip = components.config.optimizer
-    if clip.clip_grad is not None:
-        scaler.unscale_(optimizer)
-        parameters = task.get_clip_parameters(exclude_head=clip.clip_mode == 'agc')
-        dispatch_clip_grad(parameters, clip.clip_grad, mode=clip.clip_mode)
-    scale = scaler.get_scale()
-    scaler.step(optimizer)
+def _optimizer_step(components: Components, progress: Progress, guard: StepGuard) -> tuple[Tensor, Tensor]:
+    """Clips and steps, and moves average and schedule on with it.
+
+    A step with gradients that are no finite numbers is left out where the host may know, and then advances nothing;
+    else it is taken back on the device, and counts as a step of the schedule.
+
+    Returns:
+        The norm of the gradients before clipping, and whether it is finite: scalars on the device.
+    """
+    optimizer, scaler = components.optimizer, components.scaler
+    scaler.unscale_(optimizer)
+    norm = _clip(components)
+    finite = torch.isfinite(norm)
+    host_decides = guard.host_decides_now
+    if host_decides and not finite:
+        guard.restore()
+    else:
+        optimizer.step()  # the scaler's own step would ask the device once more whether the gradients are finite
+        progress.updates += 1
+        components.task.update_ema(step=progress.updates)
+        if not host_decides:
+            guard.restore_unless(finite)
+        if components.scheduler is not None:
+            components.scheduler.step_update(progress.updates)
     scaler.update()
     optimizer.zero_grad()
-    if scaler.get_scale() < scale:
-        return
-    progress.updates += 1
-    task.update_ema(step=progress.updates)
-    if components.scheduler is not None:
-        components.scheduler.step_update(progress.updates)
+    return norm, finite
+
+
+def _clip(components: Components) -> Tensor:
+    """Limits the gradients as configured. Returns their total norm as it was."""
+    clip, task = components.config.optimizer, components.task
+    parameters = [parameter for parameter in task.get_clip_parameters() if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+    if clip.clip_grad is not None and clip.clip_mode == 'norm':
+        torch.nn.utils.clip_grads_with_norm_(parameters, clip.clip_grad, norm)
+    elif clip.clip_grad is not None:
+        limited = task.get_clip_parameters(exclude_head=clip.clip_mode == 'agc')
+        dispatch_clip_grad(limited, clip.clip_grad, mode=clip.clip_mode)
+    return norm

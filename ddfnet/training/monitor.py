@@ -6,10 +6,10 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from ddfnet.training.curves import draw_curves
+from ddfnet.training.engine import StepReport
 from ddfnet.training.run_directory import RunDirectory
 
 _logger = logging.getLogger('ddfnet')
@@ -46,11 +46,12 @@ class Monitor:
         self.epoch = epoch
         self.start_time = time.perf_counter()
 
-    def step(self, step: int, mean_loss: Tensor) -> None:
+    def step(self, report: StepReport) -> None:
         """Writes a line every log_interval optimiser steps; only then is the loss read from the device."""
+        step = report.step
         if step % self.log_interval and step != self.steps_per_epoch:
             return
-        loss = mean_loss.item()
+        loss = report.loss.item()
         rate = step * self.images_per_step / (time.perf_counter() - self.start_time)
         _logger.info(
             f'epoch {self.epoch:3d}/{self.num_epochs} [{step:4d}/{self.steps_per_epoch}] loss {loss:.4f}  '
