@@ -19,6 +19,16 @@ require_python() {
     fi
 }
 
+# Kernels for GPUs take minutes to compile: here only where there is a GPU, or where one of torch's variables asks.
+build_kernels() {
+    if [ -z "${FORCE_CUDA:-}${TORCH_CUDA_ARCH_LIST:-}" ] &&
+        ! python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+        FORCE_CUDA=0 python -m ddf build
+    else
+        python -m ddf build
+    fi
+}
+
 ensure_environment() {
     local extra=$1 venv=$environment stamp wanted
     if [ ! -x "$venv/bin/python" ]; then
@@ -45,7 +55,7 @@ ensure_environment() {
     if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$wanted" ]; then
         echo "installing ddfnet[$extra] into $venv" >&2
         python -m pip install --quiet --disable-pip-version-check --editable ".[$extra]"
-        python -m ddf build >&2 || echo "going on without compiled kernels, in plain torch" >&2
+        build_kernels >&2 || echo "going on without compiled kernels, in plain torch" >&2
         printf '%s\n' "$wanted" > "$stamp"
     fi
 }

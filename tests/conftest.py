@@ -1,6 +1,7 @@
 """Fixtures shared by all tests: the official numbers, weights by formula, and the choice of backend."""
 
 import json
+import os
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,9 @@ from torch import Tensor
 
 import ddf
 from ddf import operators, reference
+
+# builds that tests start leave out the CUDA kernels, which take minutes; what tests those asks for them
+os.environ.setdefault('FORCE_CUDA', '0')
 
 GOLDEN = Path(__file__).parent / 'golden'
 
