@@ -1,7 +1,7 @@
 // Gathers contiguous maps (columns adjacent), and with VEC = 1 maps of any strides.
 //
-// A thread owns VEC adjacent pixels and their k*k*VEC weights: in registers up to k = 3 (and for VEC = 1), above in its
-// own column of shared memory, where CHANNELS maps share each reading. It walks over the channels of a group, whose
+// A thread owns VEC adjacent pixels and their k*k*VEC weights: in registers up to k = 3 (k = 5 for VEC = 1), above
+// in its own column of shared memory, where two channels share each reading. It walks over the channels of a group, whose
 // filters lie in shared memory. Vectors of pixels are counted in linear order, so small maps leave few threads idle, and
 // groups of one tile are neighbours in the grid, so that all but the first find the tile's taps in the cache.
 // STRIDE is the distance of the vectorised window's pixels; 0, with VEC = 1, is any stride and dilation, and the
@@ -9,7 +9,8 @@
 //
 // Must move, per output: one element of the source (stride^2 forward, 1/stride^2 in the gradient), one of the output,
 // k*k/C of spatial and k*k/(Ho*Wo) of channel filter. Moves that from memory; from L2 also k*k/group of spatial filter
-// and k*k/tile of channel filter; k rows of the source come through L1, with the halo of VEC*2/VEC vectors a row.
+// and k*k/tile of channel filter; the k rows of the source of a pixel come through L1, each as a
+// vector and, at k = 3, an element on either side of it; at k = 5 and 7, two vectors on either side at most.
 #pragma once
 
 #include "gather.cuh"
