@@ -3,17 +3,18 @@ from pathlib import Path
 import pytest
 
 from ddfnet.config import load_train_config, to_flat_dict
+from ddfnet.training import command
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
-IMAGENET = sorted(path.stem for path in CONFIGS.glob('ddf_*.yaml'))
+PUBLISHED_MODELS = sorted(path.stem for path in CONFIGS.glob('ddf_*_resnet*[0-9].yaml'))
 PUBLISHED = '--lr 0.4 --warmup-epochs 5 --epochs 120 --sched cosine -b 128 -j 6 --amp --dist-bn reduce'
 
 
 def test_there_is_a_recipe_for_every_published_depth_and_combination() -> None:
-    assert set(IMAGENET) == {f'ddf_{combine}_resnet{depth}' for combine in ('mul', 'add') for depth in (50, 101, 152)}
+    assert set(PUBLISHED_MODELS) == {f'ddf_{combine}_resnet{depth}' for combine in ('mul', 'add') for depth in (50, 101, 152)}
 
 
-@pytest.mark.parametrize('model', IMAGENET)
+@pytest.mark.parametrize('model', PUBLISHED_MODELS)
 def test_imagenet_recipes_are_the_published_command(model: str) -> None:
     recipe = load_train_config(['DATA', '-c', str(CONFIGS / f'{model}.yaml')])
     assert recipe == load_train_config(['DATA', '--model', model, *PUBLISHED.split()])
@@ -46,6 +47,24 @@ def test_digits_recipe() -> None:
     config = load_train_config(['-c', str(CONFIGS / 'digits.yaml'), '--epochs', '1'])
     assert (config.data.dataset, config.model.in_chans, config.model.num_classes) == ('digits', 1, 10)
     assert (config.augmentation.hflip, config.schedule.epochs) == (0.0, 1)
+
+
+def test_modern_recipe_changes_the_published_one_and_says_that_it_has_not_been_run() -> None:
+    path = CONFIGS / 'ddf_mul_resnet50_modern.yaml'
+    assert 'NOT YET RUN ON IMAGENET' in path.read_text()
+    modern = load_train_config(['DATA', '-c', str(path)])
+    published = load_train_config(['DATA', '-c', str(CONFIGS / 'ddf_mul_resnet50.yaml')])
+    assert modern.model.model == published.model.model
+    assert modern.loss.bce_loss
+    assert modern.augmentation.mixes
+    assert modern.ema.model_ema
+    assert modern.schedule.epochs > published.schedule.epochs
+
+
+def test_modern_recipe_trains(run_command, image_tree, tmp_path: Path) -> None:
+    small = '--img-size 32 -b 4 -j 0 --epochs 1 --warmup-epochs 0 --cooldown-epochs 0 --device cpu'.split()
+    narrow = ['--model-kwargs', 'channels=(8,8,16,16)', '--output', tmp_path, '--experiment', 'a']
+    assert run_command(command.main, image_tree(), '-c', CONFIGS / 'ddf_mul_resnet50_modern.yaml', *small, *narrow) == 0
 
 
 @pytest.mark.parametrize('path', sorted(CONFIGS.glob('*.yaml')), ids=lambda path: path.stem)
