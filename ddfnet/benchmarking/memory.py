@@ -74,6 +74,16 @@ def release(device: torch.device) -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+def memory_in_use(device: torch.device) -> int | None:
+    """Bytes: on CUDA at the peak so far, else of this process now; None where the system does not say."""
+    if device.type == 'cuda':
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        return _fields(_STATUS)['VmRSS']
+    except (OSError, KeyError):
+        return None
+
+
 def storage_sizes(tensors: Iterable[Tensor]) -> dict[int, int]:
     """Bytes by address of what the tensors lie in; tensors that share a storage count once."""
     storages = (tensor.untyped_storage() for tensor in tensors)

@@ -86,6 +86,10 @@ class RunConfig:
     """Stop after so many optimiser steps in a row whose gradients were no finite numbers; none of them is applied."""
     tensorboard: bool = True
     """Write TensorBoard events."""
+    save_images: bool = False
+    """Show augmented images and spatial filters in TensorBoard, at about ten epochs of a run."""
+    dry_run: bool = False
+    """Print what would run, try one optimiser step, and stop; nothing is written."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The command `train.py`: the order of a run."""
 
-import dataclasses
+import contextlib
 import logging
 import math
 import sys
@@ -8,13 +8,15 @@ import sys
 from timm.scheduler import PlateauLRScheduler
 from timm.utils import distribute_bn
 
-from ddfnet.config import TrainConfig, load_train_config, to_flat_dict
+from ddfnet.benchmarking.subjects import count_params
+from ddfnet.config import TrainConfig, load_train_config
 from ddfnet.data import stop_workers
 from ddfnet.distributed import Processes, start_processes, stop_processes
 from ddfnet.errors import UserError, command
 from ddfnet.evaluation import evaluate
 from ddfnet.training.checkpoint import Best, restore_run, save_run
 from ddfnet.training.components import Components, build_components, wrap_for_processes
+from ddfnet.training.dry_run import dry_run, repeatable
 from ddfnet.training.engine import Progress, train_epoch
 from ddfnet.training.monitor import Monitor
 from ddfnet.training.pauses import Pauses
@@ -43,6 +45,9 @@ def train(config: TrainConfig) -> None:
     components = None
     try:
         components = build_components(config, processes)
+        if config.run.dry_run:
+            dry_run(components, processes)
+            return
         directory, progress, best = _start(components, processes)
         if progress.epoch >= components.num_epochs:
             if not directory.last.is_file():
@@ -92,9 +97,8 @@ def _start(components: Components, processes: Processes) -> tuple[RunDirectory, 
 
 def _create(directory: RunDirectory, components: Components) -> None:
     config = components.config
-    fresh = dataclasses.replace(config.run, experiment='', resume='', no_resume_opt=False)
-    directory.create(to_flat_dict(dataclasses.replace(config, run=fresh)))
-    parameters = sum(parameter.numel() for parameter in components.model.parameters())
+    directory.create(repeatable(config))
+    parameters = count_params(components.model)
     _logger.info(
         f'{config.model.model}: {parameters / 1e6:.2f} M parameters, {components.train_loader.updates_per_epoch} steps '
         f'per epoch, {components.num_epochs} epochs, lr {config.schedule.lr:g}, into {directory.path}'
@@ -110,16 +114,38 @@ def _fit(
     pauses: Pauses,
 ) -> None:
     config = components.config
-    monitor = _create_monitor(components, progress, directory, processes) if processes.is_primary else None
+    with contextlib.ExitStack() as stack:
+        monitor = None
+        if processes.is_primary:
+            monitor = Monitor(components, progress, directory, processes)
+            stack.callback(lambda: monitor.close(finished=progress.epoch >= components.num_epochs))
+        _run_epochs(components, progress, best, directory, processes, pauses, monitor)
+    if processes.is_primary:
+        if best.metric is not None:
+            _logger.info(f'best {config.run.eval_metric} {best.metric:.4f} in epoch {best.epoch}: {directory.best}')
+        _logger.info(f'curves: {directory.curves}; TensorBoard: tensorboard --logdir {directory.path}')
+
+
+def _run_epochs(
+    components: Components,
+    progress: Progress,
+    best: Best,
+    directory: RunDirectory,
+    processes: Processes,
+    pauses: Pauses,
+    monitor: Monitor | None,
+) -> None:
+    config = components.config
     while progress.epoch < components.num_epochs:
         if monitor:
-            monitor.start_epoch(progress.epoch)
+            monitor.start_epoch(progress)
         if progress.step == 0:
             progress.lr = components.optimizer.param_groups[0]['lr']
         lr = progress.lr
         trained_before = components.train_loader.updates_left(progress.position) == 0  # and stopped in its validation
-        report = monitor.step if monitor else None
-        loss = train_epoch(components, progress, processes, report, pauses.after_step)
+        with monitor.pictures(training=True) if monitor else contextlib.nullcontext():
+            loss = train_epoch(components, progress, processes, monitor.step if monitor else None, pauses.after_step)
+        top1, nonfinite = progress.top1, progress.nonfinite
         replaced = components.train_loader.count_replaced(processes)
         if not math.isfinite(loss):
             raise UserError(
@@ -129,36 +155,18 @@ def _fit(
         if processes.distributed and config.batch_norm.dist_bn and not trained_before:
             for model in filter(None, (components.model, components.ema_model)):
                 distribute_bn(model, processes.world_size, config.batch_norm.dist_bn == 'reduce')
-        metrics = _validate(components, progress, processes, pauses)
+        with monitor.pictures(training=False) if monitor else contextlib.nullcontext():
+            metrics = _validate(components, progress, processes, pauses)
         metric = metrics.get(f'{"ema" if config.ema.model_ema else "validation"}/{config.run.eval_metric}')
         progress.start_epoch(progress.epoch + 1)
         _advance_schedule(components, progress, metric)
         if monitor:
             is_best = best.improves(metric, progress.epoch - 1, smaller_is_better=config.run.eval_metric == 'loss')
             save_run(components, progress, best, directory, metric, is_best)
-            monitor.end_epoch({'train/loss': loss, 'train/lr': lr, **metrics, 'train/replaced': replaced})
+            more = {'train/top1': top1, 'train/nonfinite': nonfinite, 'train/replaced': replaced}
+            monitor.end_epoch({'train/loss': loss, 'train/lr': lr, **metrics, **more})
         if progress.epoch < components.num_epochs:
             pauses.after_epoch()
-    if monitor:
-        monitor.close()
-        if best.metric is not None:
-            _logger.info(f'best {config.run.eval_metric} {best.metric:.4f} in epoch {best.epoch}: {directory.best}')
-        _logger.info(f'curves: {directory.curves}; TensorBoard: tensorboard --logdir {directory.path}')
-
-
-def _create_monitor(
-    components: Components, progress: Progress, directory: RunDirectory, processes: Processes
-) -> Monitor:
-    batch, run = components.config.batch, components.config.run
-    return Monitor(
-        directory,
-        start_epoch=progress.epoch,
-        num_epochs=components.num_epochs,
-        steps_per_epoch=components.train_loader.updates_per_epoch,
-        images_per_step=batch.batch_size * batch.grad_accum_steps * processes.world_size,
-        log_interval=run.log_interval,
-        tensorboard=run.tensorboard,
-    )
 
 
 def _advance_schedule(components: Components, progress: Progress, metric: float | None) -> None:

@@ -7,24 +7,30 @@ import matplotlib
 
 matplotlib.use('Agg')
 from matplotlib import pyplot as plt
+from matplotlib.ticker import MaxNLocator
 
 _PANELS = (
     ('loss', ('train/loss', 'validation/loss', 'ema/loss')),
-    ('accuracy (%)', ('validation/top1', 'validation/top5', 'ema/top1')),
+    ('top-1 (%)', ('train/top1', 'validation/top1', 'ema/top1')),
     ('learning rate', ('train/lr',)),
 )
+_MOST_MARKED = 40  # points; more of them would hide the line
 
 
 def draw_curves(rows: Sequence[Mapping[str, str]], path: Path) -> None:
     """Draws the rows of summary.csv; cells that are empty are left out."""
     figure, panels = plt.subplots(1, len(_PANELS), figsize=(13, 3.6), layout='constrained')
     for panel, (label, names) in zip(panels, _PANELS):
-        for name in names:
+        for number, name in enumerate(names):
             points = [(int(row['epoch']), float(row[name])) for row in rows if row.get(name)]
             if points:
-                panel.plot(*zip(*points), marker='.', label=name)
+                marker = '.' if len(points) <= _MOST_MARKED else None
+                panel.plot(*zip(*points), marker=marker, color=f'C{number}', linewidth=1.3, label=name)
         panel.set(xlabel='epoch', ylabel=label)
+        panel.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
         panel.grid(alpha=0.3)
+        if len(rows) == 1:
+            panel.set_xlim(int(rows[0]['epoch']) - 1, int(rows[0]['epoch']) + 1)
         if panel.lines:
             panel.legend()
     figure.savefig(path, dpi=110)

@@ -1,93 +1,143 @@
-"""What a user sees of a run: lines of progress, summary.csv, TensorBoard events and curves.png."""
+"""What a user sees of a run: a line of progress, summary.csv, TensorBoard events and curves.png."""
 
-import csv
+import contextlib
 import logging
 import time
 from collections.abc import Mapping
-from pathlib import Path
+from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
-
+from ddfnet.benchmarking.memory import memory_in_use
+from ddfnet.config import to_flat_dict
+from ddfnet.distributed import Processes
+from ddfnet.training.components import Components
 from ddfnet.training.curves import draw_curves
-from ddfnet.training.engine import StepReport
+from ddfnet.training.engine import Progress, StepReport
+from ddfnet.training.events import Events
+from ddfnet.training.pictures import filters_shown, inputs_shown
 from ddfnet.training.run_directory import RunDirectory
+from ddfnet.training.status_line import StatusLine
+from ddfnet.training.summary import Summary
 
 _logger = logging.getLogger('ddfnet')
+_PICTURED_EPOCHS = 10
 
 
 class Monitor:
-    """Reports a run from its primary process, into its folder.
-
-    Args:
-        start_epoch: Epochs already done. What an interrupted run reported of later ones is dropped.
-        images_per_step: Over all processes.
-    """
+    """Reports a run from its primary process, into its folder. What an interrupted run reported of later is dropped."""
 
     def __init__(
-        self,
-        directory: RunDirectory,
-        start_epoch: int,
-        num_epochs: int,
-        steps_per_epoch: int,
-        images_per_step: int,
-        log_interval: int,
-        tensorboard: bool,
+        self, components: Components, progress: Progress, directory: RunDirectory, processes: Processes
     ) -> None:
+        config = components.config
+        self.components = components
         self.directory = directory
-        self.num_epochs = num_epochs
-        self.steps_per_epoch = steps_per_epoch
-        self.images_per_step = images_per_step
-        self.log_interval = log_interval
-        self.rows = [row for row in _read_rows(directory.summary) if int(row['epoch']) < start_epoch]
-        self.writer = SummaryWriter(str(directory.path), purge_step=start_epoch) if tensorboard else None
-        self.start_epoch(start_epoch)
-
-    def start_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+        self.device = processes.device
+        self.num_epochs = components.num_epochs
+        self.steps_per_epoch = components.train_loader.updates_per_epoch
+        self.log_interval = config.run.log_interval
+        self.images_per_step = components.train_loader.samples_per_step
+        self.summary = Summary(directory.summary, progress.epoch)
+        self.events: Events | None = None
+        self.first_step = progress.epoch * self.steps_per_epoch + progress.step
+        if config.run.tensorboard:
+            names = [
+                f'{name}/{key}'
+                for name in ('validation', 'ema')[: 1 + config.ema.model_ema]
+                for key in ('loss', 'top1')
+            ]
+            self.events = Events(directory.path, self.first_step, to_flat_dict(config), ['train/loss', *names])
+        self.line = StatusLine()
+        _logger.addFilter(self.line)
         self.start_time = time.perf_counter()
+        self.text = ''
+
+    def start_epoch(self, progress: Progress) -> None:
+        self.epoch = progress.epoch
+        self._mark(progress.step, 0, 0, 0.0)
+
+    def _mark(self, step: int, correct: int, labelled: int, data_seconds: float) -> None:
+        """Where the next line's averages begin."""
+        self.marked = time.perf_counter(), step, correct, labelled, data_seconds
 
     def step(self, report: StepReport) -> None:
-        """Writes a line every log_interval optimiser steps; only then is the loss read from the device."""
-        step = report.step
-        if step % self.log_interval and step != self.steps_per_epoch:
+        """Reports a logging step. Of other steps only the count is shown, on a terminal; none waits for the device."""
+        head = f'epoch {self.epoch:3d}/{self.num_epochs} [{report.step:4d}/{self.steps_per_epoch}]'
+        if report.step % self.log_interval and report.step != self.steps_per_epoch:
+            if self.line.due():
+                self.line.show(f'{head} {self.text}')
             return
-        loss = report.loss.item()
-        rate = step * self.images_per_step / (time.perf_counter() - self.start_time)
-        _logger.info(
-            f'epoch {self.epoch:3d}/{self.num_epochs} [{step:4d}/{self.steps_per_epoch}] loss {loss:.4f}  '
-            f'{rate:.0f} samples/s'
+        values = self._read(report)
+        steps_done = self.epoch * self.steps_per_epoch + report.step
+        self.text = self._text(values, steps_done)
+        if self.line.on_terminal:
+            self.line.show(f'{head} {self.text}')
+        else:
+            _logger.info(f'{head} {self.text}')
+        if self.events:
+            self.events.scalars({f'step/{name}': value for name, value in values.items()}, steps_done)
+
+    def _read(self, report: StepReport) -> dict[str, float | None]:
+        """Values of a logging step; rates and top-1 since the last one."""
+        loss, norm, correct = report.loss.item(), report.grad_norm.item(), int(report.correct)
+        then, step, correct_then, labelled_then, data_then = self.marked
+        seconds = max(time.perf_counter() - then, 1e-9)
+        labelled = report.labelled - labelled_then
+        memory = memory_in_use(self.device)
+        values = {
+            'loss': loss,
+            'top1': 100 * (correct - correct_then) / labelled if labelled else None,
+            'samples_per_s': (report.step - step) * self.images_per_step / seconds,
+            'waiting_for_data_percent': 100 * (report.data_seconds - data_then) / seconds,
+            'lr': report.lr,
+            'grad_norm': norm,
+            'nonfinite': int(report.nonfinite),
+            'memory_gb': memory / 1e9 if memory is not None else None,
+        }
+        self._mark(report.step, correct, report.labelled, report.data_seconds)
+        return values
+
+    def _text(self, values: Mapping[str, float | None], steps_done: int) -> str:
+        seconds = (time.perf_counter() - self.start_time) / max(1, steps_done - self.first_step)
+        left = round(seconds * (self.num_epochs * self.steps_per_epoch - steps_done))
+        top1 = '' if values['top1'] is None else f'top-1 {values["top1"]:.2f} %  '
+        suppressed = f'{values["nonfinite"]:.0f} not finite  ' if values['nonfinite'] else ''
+        memory = '' if values['memory_gb'] is None else f'{values["memory_gb"]:.2f} GB  '
+        return (
+            f'loss {values["loss"]:.4f}  {top1}{values["samples_per_s"]:.0f} samples/s  '
+            f'{suppressed}data {values["waiting_for_data_percent"]:.0f} %  lr {values["lr"]:.4g}  {memory}'
+            f'{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left'
         )
 
-    def end_epoch(self, metrics: Mapping[str, float]) -> None:
+    def pictures(self, training: bool) -> contextlib.AbstractContextManager[Any]:
+        """Meanwhile takes pictures, if this epoch is one of those: of the training's or of the validation's images."""
+        every = max(1, self.num_epochs // _PICTURED_EPOCHS)
+        config = self.components.config
+        if not (self.events and config.run.save_images and self.epoch % every == 0):
+            return contextlib.nullcontext()
+        events, done = self.events, (self.epoch + 1) * self.steps_per_epoch
+        take, module = (
+            (inputs_shown, self.components.task.trainable_module)
+            if training
+            else (filters_shown, self.components.model)
+        )
+        mean, std = config.model.mean, config.model.std
+        assert mean is not None  # resolved, as is std
+        assert std is not None
+        return take(module, mean, std, lambda name, picture: events.picture(name, picture, done))
+
+    def end_epoch(self, metrics: Mapping[str, float | None]) -> None:
         """Adds a row to summary.csv and the same values to TensorBoard and to the curves."""
-        text = '  '.join(f'{name} {value:.6g}' for name, value in metrics.items())
+        found = {name: value for name, value in metrics.items() if value is not None}
+        text = '  '.join(f'{name} {value:.6g}' for name, value in found.items())
         _logger.info(f'epoch {self.epoch:3d}/{self.num_epochs} done  {text}')
-        self.rows.append({'epoch': str(self.epoch), **{name: repr(value) for name, value in metrics.items()}})
-        _write_rows(self.rows, self.directory.summary)
-        draw_curves(self.rows, self.directory.curves)
-        if self.writer is not None:
-            for name, value in metrics.items():
-                self.writer.add_scalar(name, value, self.epoch)
-            self.writer.flush()
+        self.summary.add(self.epoch, found)
+        draw_curves(self.summary.rows, self.directory.curves)
+        if self.events:
+            self.events.scalars({**found, 'epoch': self.epoch}, (self.epoch + 1) * self.steps_per_epoch)
+            self.events.flush()
 
-    def close(self) -> None:
-        if self.writer is not None:
-            self.writer.close()
-
-
-def _read_rows(path: Path) -> list[dict[str, str]]:
-    if not path.is_file():
-        return []
-    with open(path, newline='') as file:
-        return list(csv.DictReader(file))
-
-
-def _write_rows(rows: list[dict[str, str]], path: Path) -> None:
-    """Every row has every column: one that a row lacks stays empty."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    temporary = path.with_name(f'{path.name}.tmp')
-    with open(temporary, 'w', newline='') as file:
-        writer = csv.DictWriter(file, columns, restval='')
-        writer.writeheader()
-        writer.writerows(rows)
-    temporary.replace(path)
+    def close(self, finished: bool) -> None:
+        self.line.clear()
+        _logger.removeFilter(self.line)
+        if self.events:
+            self.events.close(finished)

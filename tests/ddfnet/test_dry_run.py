@@ -1,0 +1,61 @@
+"""`--dry-run` on every recipe: it prints what would run, and leaves nothing."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ddfnet.config import load_train_config
+from ddfnet.training import command
+from tests.ddfnet.conftest import TINY_RUN
+
+CONFIGS = sorted((Path(__file__).parents[2] / 'configs').glob('*.yaml'))
+SMALL = ['-b', '4', '-vb', '4', '-j', '0', '--device', 'cpu']
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_every_recipe(run_command, tmp_path, image_tree, capsys, path):
+    flags = [*SMALL, '-c', path, '--output', tmp_path / 'out']
+    if load_train_config(['-c', str(path), 'DATA']).data.dataset != 'digits':
+        flags += [image_tree(classes=2, per_class=4), '--dataset', '', '--img-size', '64']
+    assert run_command(command.main, *flags, '--dry-run') == 0
+    settings, _, rest = capsys.readouterr().out.partition('\n\n')
+    assert yaml.safe_load(settings)['model'] == load_train_config(['-c', str(path), 'DATA']).model.model
+    for part in (
+        ' M parameters, ',
+        ' GMACs at ',
+        ' steps per epoch of 4 images',
+        '\nlearning rate ',
+        '\none step: loss ',
+    ):
+        assert part in rest
+    assert not (tmp_path / 'out').exists()
+
+
+def test_schedule_and_size_are_those_of_the_run(run_command, tmp_path, capsys):
+    assert run_command(command.main, *TINY_RUN, '--output', tmp_path, '--dry-run') == 0
+    settings, _, rest = capsys.readouterr().out.partition('\n\n')
+    lines = rest.splitlines()
+    assert '6 steps per epoch of 16 images, 3 epochs' in lines
+    row = next(index for index, line in enumerate(lines) if line.startswith('epoch '))
+    shown = dict(zip(lines[row].split()[1:], map(float, lines[row + 1].split()[2:])))
+    assert run_command(command.main, *TINY_RUN, '--output', tmp_path, '--experiment', 'a') == 0
+    summary = (tmp_path / 'a' / 'summary.csv').read_text().splitlines()[1:]
+    ran = {cells[0]: float(cells[2]) for cells in (line.split(',') for line in summary)}
+    assert shown == pytest.approx(ran, rel=5e-3)
+    assert yaml.safe_load((tmp_path / 'a' / 'args.yaml').read_text()) == {
+        **yaml.safe_load(settings),
+        'output': str(tmp_path),
+    }
+
+
+def test_loss_that_is_no_number_is_a_mistake(run_command, tmp_path, capsys):
+    flags = ['--output', tmp_path / 'out', '--dry-run', '--mean', '1e38', '--std', '1e-38']
+    assert run_command(command.main, *TINY_RUN, *flags) == 2
+    assert 'the loss of the first step is nan' in capsys.readouterr().err
+
+
+def test_learning_rate_of_a_plateau_is_not_foretold(run_command, tmp_path, capsys):
+    flags = ['--output', tmp_path / 'out', '--dry-run', '--sched', 'plateau', '--warmup-epochs', '0']
+    assert run_command(command.main, *TINY_RUN, *flags) == 0
+    assert 'learning rate 0.02 at the start, then as the validation metric says' in capsys.readouterr().out
