@@ -13,7 +13,7 @@ from torch.utils.data import get_worker_info
 
 from ddfnet.config import DataSource
 from ddfnet.distributed import Processes
-from ddfnet.errors import UserError
+from ddfnet.errors import UserError, first_line
 from ddfnet.seeding import reseed
 
 _logger = logging.getLogger('ddfnet')
@@ -38,9 +38,12 @@ class KeyedStream(IterableImageDataset):
     def __iter__(self) -> Iterator[Any]:
         worker = get_worker_info()
         worker_id = worker.id if worker else 0
-        for position, (image, label) in enumerate(self.reader):
+        position = -1
+        for position, (image, label) in enumerate(_samples(self.reader)):
             reseed(self.seed, 'augmentation', self.epoch, self.rank, worker_id, position)
             yield (image if self.transform is None else self.transform(image)), label
+        if position < 0:
+            raise UserError('no image of the streamed training set could be read: look at --input-key and the shards')
 
 
 class WholeStream(IterableImageDataset):
@@ -55,10 +58,8 @@ class WholeStream(IterableImageDataset):
         self.allow_corrupt = allow_corrupt
 
     def __iter__(self) -> Iterator[Any]:
-        if _is_wds(self.reader) and self.reader.ds is None:
-            self.reader._lazy_init()
-            self.reader.dist_num_replicas = 1  # read by what follows alone: the shards are already shared out
-        return super().__iter__()
+        for image, label in _samples(self.reader, share_alike=False):
+            yield (image if self.transform is None else self.transform(image)), label
 
     @property
     def stated_length(self) -> int | None:
@@ -80,6 +81,30 @@ def check_shards(stream: Any, data: DataSource, processes: Processes) -> None:
             f'{data.dataset} is streamed: its order repeats for the same numbers of processes and workers, images '
             'that cannot be read are left out by its reader, and an epoch is made of full batches of every worker'
         )
+
+
+def _samples(reader: Any, *, share_alike: bool = True) -> Iterator[Any]:
+    """The reader's (image, label) for this worker; with `share_alike`, wds gives equally many to all.
+
+    Raises:
+        UserError: wds finds no such target.
+    """
+    if not _is_wds(reader):
+        yield from reader
+        return
+    from timm.data.readers.reader_wds import WdsTargetKeyError, wds
+
+    if reader.ds is None:
+        reader._lazy_init()
+        # timm looks for the decoded image under its input_key, but always puts it under jpg
+        pipeline: Any = reader.ds
+        pipeline.pipeline[-1] = wds.rename(image='jpg', target='target')
+        if not share_alike:
+            reader.dist_num_replicas = 1  # read by what follows alone: the shards are already shared out
+    try:
+        yield from reader
+    except WdsTargetKeyError as error:
+        raise UserError(f'--target-key: {first_line(error)}') from error
 
 
 def _is_wds(reader: Any) -> bool:

@@ -254,7 +254,7 @@ def test_unreadable_images_stop_validation_and_are_named(run_command, tmp_path, 
     for workers in ('0', '1'):
         assert run_command(validation.main, *flags, '-j', workers) == 2
         error = capsys.readouterr().err.strip().splitlines()[-1]
-        assert error == f'error: cannot read image {damaged}: it is damaged or no image; mend or remove it'
+        assert error == f'error: cannot read image {damaged} (Truncated File Read): mend or remove it'
 
 
 def test_one_tar_is_no_training_data(run_command, tmp_path, image_tree, capsys):
