@@ -12,10 +12,14 @@ from ddfnet.config import PrecisionConfig
 class Precision:
     """Autocast region, gradient scaler and memory format as configured, for one device.
 
+    Sets TF32 and deterministic algorithms for the whole process too.
+
     amp_dtype 'auto' is float16 on CUDA and bfloat16 elsewhere; the scaler works for float16 only.
     """
 
     def __init__(self, config: PrecisionConfig, device: torch.device) -> None:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
+        torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
         self.device = device
         self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         self.amp_dtype: torch.dtype | None = None

@@ -131,6 +131,25 @@ def _splits_and_repeats(config: TrainConfig) -> Iterator[str]:
             yield f'{flag(name)} needs images in any order, but {data.dataset} is streamed: leave {flag(name)} out'
 
 
+def _without_effect(config: TrainConfig) -> Iterator[str]:
+    """Flags that do nothing without another one."""
+    loss, optimizer, ema, model = config.loss, config.optimizer, config.ema, config.model
+    threshold, weight = loss.bce_target_thresh is not None, loss.bce_pos_weight is not None
+    needs = {
+        'bce_sum': (loss.bce_sum, loss.bce_loss, '--bce-loss'),
+        'bce_target_thresh': (threshold, loss.bce_loss, '--bce-loss'),
+        'bce_pos_weight': (weight, loss.bce_loss, '--bce-loss'),
+        'clip_mode': (optimizer.clip_mode != 'norm', optimizer.clip_grad is not None, '--clip-grad LIMIT'),
+        'model_ema_warmup': (ema.model_ema_warmup, ema.model_ema, '--model-ema'),
+        'model_ema_force_cpu': (ema.model_ema_force_cpu, ema.model_ema, '--model-ema'),
+        'amp_dtype': (config.precision.amp_dtype != 'auto', config.precision.amp, '--amp'),
+        'torchcompile_mode': (model.torchcompile_mode is not None, bool(model.torchcompile), '--torchcompile inductor'),
+    }
+    for name, (given, effective, needed) in needs.items():
+        if given and not effective:
+            yield f'{flag(name)} has no effect without {needed}: add that, or leave {flag(name)} out'
+
+
 def _words(values: tuple[float, ...]) -> str:
     return ' '.join(f'{value:g}' for value in values)
 

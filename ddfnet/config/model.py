@@ -54,6 +54,10 @@ class ModelConfig(ModelSource):
     """Rate at which residual branches are dropped (stochastic depth)."""
     drop_block: BelowOne | None = None
     """Rate at which blocks of a feature map are dropped (DropBlock)."""
+    torchcompile: str | None = None
+    """Compile the model for training with this back end of torch.compile, such as inductor; none does not."""
+    torchcompile_mode: Literal['default', 'reduce-overhead', 'max-autotune', 'max-autotune-no-cudagraphs'] | None = None
+    """Mode of that compilation."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -100,5 +100,7 @@ class LossConfig:
     """Sum the binary cross-entropy over classes rather than average it."""
     bce_target_thresh: Probability | None = None
     """Targets above this become 1, others 0, in binary cross-entropy."""
+    bce_pos_weight: Positive | None = None
+    """Weight of the positive targets in binary cross-entropy."""
     jsd_loss: bool = False
     """Cross-entropy of the clean images, and the Jensen-Shannon divergence between the aug-splits (AugMix)."""

@@ -20,6 +20,10 @@ class PrecisionConfig:
     """Lower precision of amp; auto is float16 on CUDA, bfloat16 on the CPU."""
     channels_last: bool = False
     """Keep channels last in memory (NHWC)."""
+    tf32: bool = False
+    """Let CUDA multiply float32 matrices and convolve in TF32: faster, 10 bits of mantissa."""
+    deterministic: bool = False
+    """Use deterministic algorithms alone, where torch has them: slower, the same bits from run to run."""
 
 
 @dataclasses.dataclass(frozen=True)

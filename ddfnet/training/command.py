@@ -1,6 +1,7 @@
 """The command `train.py`: the order of a run."""
 
 import contextlib
+import copy
 import logging
 import math
 import sys
@@ -184,7 +185,10 @@ def _validate(components: Components, progress: Progress, processes: Processes, 
     if epoch % components.config.run.val_interval and epoch != components.num_epochs:
         return {}
     metrics: dict[str, float] = {}
-    models = {'validation': components.model, 'ema': components.ema_model}
+    average = components.ema_model
+    if average is not None and components.config.ema.model_ema_force_cpu and processes.device.type != 'cpu':
+        average = components.precision.place(copy.deepcopy(average))  # for as long as it is validated
+    models = {'validation': components.model, 'ema': average}
     for name, model in models.items():
         if model is not None:
             found = evaluate(

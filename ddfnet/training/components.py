@@ -3,19 +3,22 @@
 import dataclasses
 import types
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from timm.layers import convert_sync_batchnorm
-from timm.optim import create_optimizer_v2, optimizer_kwargs
+from timm.optim import create_optimizer_v2, list_optimizers, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.task import ClassificationTask
 from timm.utils import ModelEmaV3
+from timm.utils.model import unwrap_model
 from torch.optim import Optimizer
 
 from ddfnet.checkpoints import load_weights, read_checkpoint
 from ddfnet.config import TrainConfig
+from ddfnet.config.values import did_you_mean
 from ddfnet.data import StreamSettings, TrainLoader, class_names, create_validation_loader, open_dataset
 from ddfnet.distributed import Processes, check_synchronized_batch_norm
 from ddfnet.errors import UserError
@@ -40,9 +43,8 @@ class Components:
 
     @property
     def model(self) -> torch.nn.Module:
-        """The model itself, without the wrapper for several processes."""
-        module = self.task.trainable_module
-        return module.module if isinstance(module, torch.nn.parallel.DistributedDataParallel) else module
+        """The model itself, without the wrappers of compilation and of several processes."""
+        return unwrap_model(self.task.trainable_module)
 
     @property
     def ema_model(self) -> torch.nn.Module | None:
@@ -99,7 +101,11 @@ def build_components(config: TrainConfig, processes: Processes) -> Components:
 
 
 def wrap_for_processes(components: Components, processes: Processes) -> None:
-    """Wraps the model for gradient averaging; after the weights and the schedule of a resumed run are in place."""
+    """Compiles the model, and wraps it for gradient averaging; after the weights and the schedule of a resumed run are
+    in place."""
+    settings = components.config.model
+    if settings.torchcompile:
+        components.task.compile(settings.torchcompile, settings.torchcompile_mode)
     if processes.distributed:
         device_ids = [processes.device.index] if processes.device.type == 'cuda' else None
         # From three processes on, sums depend on how gradients lie in buckets. DDP rearranges them after its first
@@ -190,6 +196,7 @@ def _create_task(config: TrainConfig, model: torch.nn.Module, processes: Process
     if loss.bce_loss:
         criterion_kwargs |= {
             'loss_type': 'bce', 'bce_sum': loss.bce_sum, 'bce_target_thresh': loss.bce_target_thresh,
+            'pos_weight': loss.bce_pos_weight,
         }  # fmt: skip
     elif loss.jsd_loss:
         criterion_kwargs |= {'loss_type': 'jsd', 'jsd_splits': config.augmentation.aug_splits}
@@ -201,6 +208,14 @@ def _create_task(config: TrainConfig, model: torch.nn.Module, processes: Process
 
 
 def _create_optimizer(config: TrainConfig, model: torch.nn.Module) -> Optimizer:
+    name = config.optimizer.opt
+    known = [str(known) for known in list_optimizers()]
+    if name.lower().removeprefix('lookahead_') not in known:
+        raise UserError(f'unknown optimiser {name!r}{did_you_mean(name, known)}; timm.optim.list_optimizers() has all')
+    if name.lower().removeprefix('lookahead_').startswith('fused') and find_spec('apex') is None:
+        raise UserError(
+            f"optimiser {name!r} needs NVIDIA's apex, which is not installed: leave 'fused' out of its name"
+        )
     flat = types.SimpleNamespace(**vars(config.optimizer), lr=config.schedule.lr, opt_args=config.optimizer.opt_kwargs)
     try:
         return create_optimizer_v2(model, **optimizer_kwargs(flat))

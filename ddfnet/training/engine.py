@@ -175,7 +175,8 @@ def _backward(components: Components, images: Tensor, targets: Tensor, tally: _T
     with context:
         with precision.autocast():
             result = task(precision.lay_out(images), targets)
-        components.scaler.scale(result['loss'] / tally.accumulation).backward()
+        second_order = getattr(components.optimizer, 'is_second_order', False)  # it differentiates the gradients
+        components.scaler.scale(result['loss'] / tally.accumulation).backward(create_graph=second_order)
     if targets.ndim == 1:
         tally.correct += (result['output'].detach().argmax(dim=1) == targets).sum()
         tally.labelled += len(targets)

@@ -164,7 +164,9 @@ def test_image_folders_train(run_command, tmp_path, image_tree, capsys):
         ),
         (['-b', '1'], 'does not take a batch of 1 images'),
         (['--dataset', 'digitz'], "unknown data set 'digitz': expected 'digits'"),
-        (['--opt', 'nonsense'], "cannot build optimiser 'nonsense'"),
+        (['--opt', 'adamv'], "unknown optimiser 'adamv' (did you mean adam"),
+        (['--opt', 'fusedsgd'], "optimiser 'fusedsgd' needs NVIDIA's apex"),
+        (['--opt', 'adamw', '--opt-kwargs', 'nonsense=1'], "cannot build optimiser 'adamw'"),
         (['--model-kwargs', 'nonsense=1'], "cannot build model 'ddf_mul_resnet26'"),
     ],
 )
@@ -206,7 +208,7 @@ def test_checkpoint_with_a_namespace_opens(run_command, tmp_path, capsys):
 def test_diverged_run_stops_and_keeps_its_last_state(run_command, tmp_path, capsys):
     flags = ['--experiment', 'a', '--lr', '1e20', '--warmup-epochs', '0', '--train-num-samples', '96']
     assert train(run_command, tmp_path, *flags) == 2
-    assert 'the training loss became' in capsys.readouterr().err
+    assert 'optimiser steps in a row were no finite numbers' in capsys.readouterr().err
 
 
 def test_nan_is_never_best():

@@ -1,0 +1,53 @@
+"""Every optimiser of timm through the loop, compiled training, and flags that contradict each other."""
+
+import pytest
+import torch
+from timm.optim import create_optimizer_v2, list_optimizers
+
+from ddfnet.config import load_train_config
+from ddfnet.errors import UserError
+from ddfnet.training import command
+from ddfnet.training.engine import Progress, train_epoch
+from tests.ddfnet.conftest import TINY_RUN
+from tests.ddfnet.engine_parts import CPU, batches, network, parts, state
+
+OPTIMIZERS = [name for name in list_optimizers() if not name.startswith(('fused', 'bnb'))]
+
+
+@pytest.mark.parametrize('name', OPTIMIZERS)
+def test_optimiser_steps(name):
+    model = network()
+    before = [parameter.clone() for parameter in model.parameters()]
+    optimizer = create_optimizer_v2(model, opt=name, lr=0.01, weight_decay=0.01)
+    components = parts(model, batches(3, dtype=torch.float32), optimizer)
+    train_epoch(components, Progress(), CPU)
+    assert all(tensor.isfinite().all() for tensor in state(components) if tensor.is_floating_point())
+    assert any(not torch.equal(old, new) for old, new in zip(before, model.parameters()))
+
+
+@pytest.mark.parametrize(
+    ('flags', 'message'),
+    [
+        (['--bce-sum'], '--bce-sum has no effect without --bce-loss'),
+        (['--bce-target-thresh', '0.2'], '--bce-target-thresh has no effect without --bce-loss'),
+        (['--bce-pos-weight', '2'], '--bce-pos-weight has no effect without --bce-loss'),
+        (['--clip-mode', 'agc'], '--clip-mode has no effect without --clip-grad'),
+        (['--model-ema-warmup'], '--model-ema-warmup has no effect without --model-ema'),
+        (['--model-ema-force-cpu'], '--model-ema-force-cpu has no effect without --model-ema'),
+        (['--amp-dtype', 'bfloat16'], '--amp-dtype has no effect without --amp'),
+        (['--torchcompile-mode', 'default'], '--torchcompile-mode has no effect without --torchcompile'),
+    ],
+)
+def test_flag_without_the_one_it_needs(flags, message):
+    with pytest.raises(UserError, match=message):
+        load_train_config(['--dataset', 'digits', *flags])
+
+
+def test_compiled_model_is_saved_under_plain_names(run_command, tmp_path):
+    flags = ['--epochs', '1', '--warmup-epochs', '0', '--train-num-samples', '32', '--output', tmp_path]
+    compiled = ['--torchcompile', 'eager', '--model-ema', '--deterministic', '--experiment', 'a']
+    assert run_command(command.main, *TINY_RUN, *flags, *compiled) == 0
+    checkpoint = torch.load(tmp_path / 'a' / 'last.pth.tar', weights_only=True)
+    for key in ('state_dict', 'state_dict_ema'):
+        assert 'fc.weight' in checkpoint[key]
+    torch.use_deterministic_algorithms(False)
