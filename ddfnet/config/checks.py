@@ -38,6 +38,7 @@ def _train(config: TrainConfig) -> Iterator[str]:
     yield from _augmentation(config)
     yield from _splits_and_repeats(config)
     yield from _without_effect(config)
+    yield from _needing_another(config)
     try:
         interval(config.run.checkpoint_interval)
     except ValueError as error:
@@ -45,16 +46,12 @@ def _train(config: TrainConfig) -> Iterator[str]:
 
 
 def _without_effect(config: TrainConfig) -> Iterator[str]:
-    """Flags that would silently do nothing without another one."""
-    run, loss = config.run, config.loss
+    """Flags that would silently do nothing."""
+    run = config.run
     if run.save_images and not run.tensorboard:
         yield '--save-images shows its images in TensorBoard: leave --no-tensorboard out'
     if run.no_resume_opt and not run.resume:
         yield '--no-resume-opt is about --resume: give that too, or leave it out'
-    if config.ema.model_ema_warmup and not config.ema.model_ema:
-        yield '--model-ema-warmup is about --model-ema: give that too, or leave it out'
-    if (loss.bce_sum or loss.bce_target_thresh is not None) and not loss.bce_loss:
-        yield '--bce-sum and --bce-target-thresh are about --bce-loss: give that too, or leave them out'
     start, epochs = config.schedule.start_epoch, config.schedule.epochs
     if start is not None and start >= epochs + config.schedule.cooldown_epochs + config.schedule.warmup_epochs:
         yield f'--start-epoch: expected fewer than the run has epochs, got {start} with --epochs {epochs}'
@@ -131,7 +128,7 @@ def _splits_and_repeats(config: TrainConfig) -> Iterator[str]:
             yield f'{flag(name)} needs images in any order, but {data.dataset} is streamed: leave {flag(name)} out'
 
 
-def _without_effect(config: TrainConfig) -> Iterator[str]:
+def _needing_another(config: TrainConfig) -> Iterator[str]:
     """Flags that do nothing without another one."""
     loss, optimizer, ema, model = config.loss, config.optimizer, config.ema, config.model
     threshold, weight = loss.bce_target_thresh is not None, loss.bce_pos_weight is not None
