@@ -67,6 +67,12 @@ def test_modern_recipe_trains(run_command, image_tree, tmp_path: Path) -> None:
     assert run_command(command.main, image_tree(), '-c', CONFIGS / 'ddf_mul_resnet50_modern.yaml', *small, *narrow) == 0
 
 
+def test_fashion_mnist_recipe() -> None:
+    config = load_train_config(['DATA', '-c', str(CONFIGS / 'fashion_mnist.yaml')])
+    assert config.data.dataset == 'torch/fashion_mnist'
+    assert (config.model.in_chans, config.model.num_classes, config.model.img_size) == (1, 10, 28)
+
+
 @pytest.mark.parametrize('path', sorted(CONFIGS.glob('*.yaml')), ids=lambda path: path.stem)
 def test_recipes_say_their_command_result_and_time(path: Path) -> None:
     head = path.read_text().split('\n\n')[0]
