@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import interleaved, model, network, op, roofline, tables
+from benchmarks import interleaved, model, network, op, roofline, tables, training_loop
 from benchmarks.operation import Subjects
 from benchmarks.requirements import MODEL_ROWS, OPERATION_ROWS, Measurement, Row, Setting, verdict
 from ddf import derivatives, operators
@@ -34,7 +34,8 @@ def run(monkeypatch, tmp_path) -> Callable[..., tuple[int, dict]]:
 
     def run_it(script, rows: list[Row], *flags: str) -> tuple[int, dict]:
         target = tmp_path / 'x.json'
-        monkeypatch.setattr(script, 'OPERATION_ROWS' if script is op else 'MODEL_ROWS', tuple(rows))
+        names = {op: 'OPERATION_ROWS', model: 'MODEL_ROWS', training_loop: 'LOOP_ROWS'}
+        monkeypatch.setattr(script, names[script], tuple(rows))
         monkeypatch.setattr('sys.argv', ['command', *flags, '--json', str(target)])
         try:
             status = script.main()
@@ -252,6 +253,30 @@ def test_wrong_kernel_gets_no_ratio_of_models(run, monkeypatch, setting, module,
     assert case['value'] is None
     assert case['fault'].startswith('ddf_mul_resnet26: ')
     assert '; resnet26' not in case['fault']
+
+
+TINY_LOOP = training_loop.Workload(
+    '--model ddf_mul_resnet26 --model-kwargs channels=(8,8,16,16) --img-size 32 -b 8 --train-num-samples 16'
+)
+
+
+def test_training_loops(run):
+    status, stored = run(training_loop, [a_row('loop', TINY_LOOP, required=None)], *QUICK, '--num-threads', '1')
+    assert status == 0
+    (case,) = stored['rows'][0]['cases']
+    assert set(case['times']) == {'train.py', 'bare'}
+    assert case['value'] > 0
+
+
+def test_loop_that_trains_otherwise_gets_no_ratio(run, monkeypatch):
+    step = training_loop.F.cross_entropy
+    monkeypatch.setattr(training_loop.F, 'cross_entropy', lambda *arguments, **settings: step(*arguments))
+    row = a_row('loop', training_loop.Workload(f'{TINY_LOOP} --smoothing 0.2'), required=None)
+    status, stored = run(training_loop, [row], *QUICK, '--num-threads', '1')
+    assert status == 1
+    (case,) = stored['rows'][0]['cases']
+    assert case['value'] is None
+    assert 'losses of the first epoch differ' in case['fault']
 
 
 def test_rows_are_those_of_the_requirements():
