@@ -51,7 +51,7 @@ def test_jsd_loss_of_a_step_is_timms():
     outputs = []
     components.task.trainable_module.register_forward_hook(lambda module, inputs, output: outputs.append(output))
     losses = []
-    train_epoch(components, Progress(), CPU, lambda step, loss: losses.append(loss))
+    train_epoch(components, Progress(), CPU, lambda report: losses.append(report.loss))
     _, labels = next(components.train_loader.epoch(0))
     assert outputs[0].shape == (24, 10)
     expected = JsdCrossEntropy(num_splits=3, smoothing=0.2)(outputs[0], labels)
@@ -77,6 +77,7 @@ def test_posterize_keeps_a_bit(bits):
         '--mixup 0.2 --cutmix 1 --mixup-mode pair',
         '--cutmix-minmax 0.2 0.8 --no-prefetcher',
         '--remode rand --vflip 0.5 --gaussian-blur-prob 0.5',
+        '--grayscale-prob 1 --aa 3a',
         '--no-aug',
         '--resplit',
     ],
