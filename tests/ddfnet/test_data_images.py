@@ -132,6 +132,20 @@ def test_a_damaged_validation_image_is_an_error_unless_allowed(image_tree, run_c
     assert (result['count'], result['corrupt']) == (15, 1)
 
 
+def test_training_leaves_out_a_damaged_validation_image_where_allowed(
+    image_tree, run_command, tmp_path, capsys, caplog
+):
+    root, path = damaged_tree(image_tree, split='val')
+    flags = [
+        root, *TINY_MODEL, '--device', 'cpu', '-b', '8', '-j', '0', '--epochs', '1', '--warmup-epochs', '0',
+        '--cooldown-epochs', '0', '--output', tmp_path / 'out', '--no-tensorboard',
+    ]  # fmt: skip
+    assert run_command(train_main, *flags, '--experiment', 'strict') == 2
+    assert f'error: cannot read image {path}' in capsys.readouterr().err
+    assert run_command(train_main, *flags, '--experiment', 'lenient', '--allow-corrupt') == 0
+    assert f'images that could not be read: 1, left out of the validation: {path}' in caplog.text
+
+
 def test_a_set_of_damaged_images_is_an_error(image_tree):
     root = image_tree(classes=1, per_class=4)
     for name in os.listdir(root / 'train' / 'digit0'):
