@@ -131,11 +131,16 @@ def _splits_and_repeats(config: TrainConfig) -> Iterator[str]:
 def _needing_another(config: TrainConfig) -> Iterator[str]:
     """Flags that do nothing without another one."""
     loss, optimizer, ema, model = config.loss, config.optimizer, config.ema, config.model
+    teacher = loss.kd_model_name is not None
     threshold, weight = loss.bce_target_thresh is not None, loss.bce_pos_weight is not None
     needs = {
         'bce_sum': (loss.bce_sum, loss.bce_loss, '--bce-loss'),
         'bce_target_thresh': (threshold, loss.bce_loss, '--bce-loss'),
         'bce_pos_weight': (weight, loss.bce_loss, '--bce-loss'),
+        'kd_checkpoint': (bool(loss.kd_checkpoint), teacher, '--kd-model-name NAME'),
+        'distill_loss_weight': (loss.distill_loss_weight is not None, teacher, '--kd-model-name NAME'),
+        'task_loss_weight': (loss.task_loss_weight is not None, teacher, '--kd-model-name NAME'),
+        'kd_distill_type': (loss.kd_distill_type != 'logit', teacher, '--kd-model-name NAME'),
         'clip_mode': (optimizer.clip_mode != 'norm', optimizer.clip_grad is not None, '--clip-grad LIMIT'),
         'model_ema_warmup': (ema.model_ema_warmup, ema.model_ema, '--model-ema'),
         'model_ema_force_cpu': (ema.model_ema_force_cpu, ema.model_ema, '--model-ema'),

@@ -100,6 +100,20 @@ class LossConfig:
     """Sum the binary cross-entropy over classes rather than average it."""
     bce_target_thresh: Probability | None = None
     """Targets above this become 1, others 0, in binary cross-entropy."""
+    kd_model_name: str | None = None
+    """Teacher to distil, by its timm name, with its published weights or those of kd-checkpoint; none distils none."""
+    kd_checkpoint: str = ''
+    """Checkpoint file with the teacher's weights."""
+    kd_distill_type: Literal['logit', 'feature'] = 'logit'
+    """What is matched: the outputs, or the pooled features before the classifier."""
+    kd_loss_type: Literal['kl'] = 'kl'
+    """Loss between the outputs."""
+    distill_loss_weight: NonNegative | None = None
+    """Weight of the teacher's loss; none is 1, or 1 minus task-loss-weight where that is given."""
+    task_loss_weight: NonNegative | None = None
+    """Weight of the labels' loss; none is 1."""
+    kd_temperature: Positive = 4.0
+    """Temperature of the outputs that are matched."""
     bce_pos_weight: Positive | None = None
     """Weight of the positive targets in binary cross-entropy."""
     jsd_loss: bool = False

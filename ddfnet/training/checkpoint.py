@@ -75,6 +75,7 @@ def restore_run(components: Components, path: Path) -> tuple[Progress, Best]:
     """
     checkpoint = read_checkpoint(path)
     load_weights(components.model, checkpoint, path)
+    components.task.load_task_state(checkpoint.get('task_state'))
     if components.ema_model is not None:
         load_weights(components.ema_model, checkpoint, path, use_ema=checkpoint.get('state_dict_ema') is not None)
     if 'epoch' not in checkpoint:

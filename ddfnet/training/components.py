@@ -11,8 +11,6 @@ import torch
 from timm.layers import convert_sync_batchnorm
 from timm.optim import create_optimizer_v2, list_optimizers, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
-from timm.task import ClassificationTask
-from timm.utils import ModelEmaV3
 from timm.utils.model import unwrap_model
 from torch.optim import Optimizer
 
@@ -25,6 +23,7 @@ from ddfnet.errors import UserError
 from ddfnet.models.build import build_model, check_forward, model_in_chans, resolve_input
 from ddfnet.precision import Precision
 from ddfnet.seeding import reseed
+from ddfnet.training.task import create_task
 
 
 @dataclass
@@ -32,7 +31,7 @@ class Components:
     """The parts of a run, and its configuration with every value resolved."""
 
     config: TrainConfig
-    task: ClassificationTask
+    task: Any  # a timm TrainingTask
     optimizer: Optimizer
     scheduler: Any  # a timm Scheduler, or None
     scaler: torch.amp.GradScaler
@@ -44,12 +43,17 @@ class Components:
     @property
     def model(self) -> torch.nn.Module:
         """The model itself, without the wrappers of compilation and of several processes."""
-        return unwrap_model(self.task.trainable_module)
+        return unwrap_model(self.task.get_eval_model())
 
     @property
     def ema_model(self) -> torch.nn.Module | None:
-        ema = self.task.get_trainable_module(ema=True)
-        return ema.module if isinstance(ema, ModelEmaV3) else None
+        ema = self.task.get_eval_model(ema=True)
+        return None if ema is None else unwrap_model(ema)
+
+    @property
+    def trained(self) -> torch.nn.Module:
+        """All that the optimiser moves: the model, in feature distillation with its projection."""
+        return unwrap_model(self.task.trainable_module)
 
 
 def build_components(config: TrainConfig, processes: Processes) -> Components:
@@ -91,8 +95,8 @@ def build_components(config: TrainConfig, processes: Processes) -> Components:
         check_synchronized_batch_norm(processes.device)
         model = convert_sync_batchnorm(model)
     precision = Precision(config.precision, processes.device)
-    task = _create_task(config, precision.place(model), processes)
-    optimizer = _create_optimizer(config, model)
+    task = create_task(config, precision.place(model), precision)
+    optimizer = _create_optimizer(config, task.trainable_module)
     scheduler, num_epochs = _create_scheduler(config, optimizer, train_loader.updates_per_epoch)
     return Components(
         config, task, optimizer, scheduler, precision.grad_scaler(), precision, train_loader, validation_loader,
@@ -188,23 +192,6 @@ def _learning_rate(config: TrainConfig, world_size: int) -> float:
     adaptive = any(name in config.optimizer.opt.lower() for name in ('ada', 'lamb'))
     scale = schedule.lr_base_scale or ('sqrt' if adaptive else 'linear')
     return schedule.lr_base * (ratio**0.5 if scale == 'sqrt' else ratio)
-
-
-def _create_task(config: TrainConfig, model: torch.nn.Module, processes: Processes) -> ClassificationTask:
-    loss = config.loss
-    criterion_kwargs: dict[str, Any] = {'smoothing': loss.smoothing, 'soft_targets': config.augmentation.mixes}
-    if loss.bce_loss:
-        criterion_kwargs |= {
-            'loss_type': 'bce', 'bce_sum': loss.bce_sum, 'bce_target_thresh': loss.bce_target_thresh,
-            'pos_weight': loss.bce_pos_weight,
-        }  # fmt: skip
-    elif loss.jsd_loss:
-        criterion_kwargs |= {'loss_type': 'jsd', 'jsd_splits': config.augmentation.aug_splits}
-    task = ClassificationTask(model, criterion_kwargs=criterion_kwargs, device=processes.device, verbose=False)
-    if config.ema.model_ema:
-        place = torch.device('cpu') if config.ema.model_ema_force_cpu else None
-        task.setup_ema(decay=config.ema.model_ema_decay, use_warmup=config.ema.model_ema_warmup, device=place)
-    return task
 
 
 def _create_optimizer(config: TrainConfig, model: torch.nn.Module) -> Optimizer:

@@ -139,7 +139,9 @@ def _step_guard(components: Components, processes: Processes) -> StepGuard:
         or components.scaler.is_enabled()
         or (components.config.ema.model_ema and components.config.ema.model_ema_force_cpu)
     )
-    return StepGuard(components.model, components.optimizer, components.ema_model, host_decides=asks)
+    return StepGuard(
+        components.trained, components.optimizer, components.task.get_trainable_module(ema=True), host_decides=asks
+    )
 
 
 def _step(

@@ -51,3 +51,29 @@ def test_compiled_model_is_saved_under_plain_names(run_command, tmp_path):
     for key in ('state_dict', 'state_dict_ema'):
         assert 'fc.weight' in checkpoint[key]
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize('kind', ['logit', 'feature'])
+def test_teacher_from_a_checkpoint_is_distilled(run_command, tmp_path, kind):
+    short = ['--epochs', '1', '--warmup-epochs', '0', '--train-num-samples', '32', '--output', tmp_path]
+    assert run_command(command.main, *TINY_RUN, *short, '--experiment', 'teacher') == 0
+    path = tmp_path / 'teacher' / 'last.pth.tar'
+    student = ['--model-kwargs', 'channels=(4,4,8,8)', '--kd-model-name', 'ddf_mul_resnet26', '--kd-checkpoint', path]
+    flags = [*student, '--kd-distill-type', kind, '--model-ema', '--experiment', 'student']
+    assert run_command(command.main, *TINY_RUN, *short, *flags) == 0
+    found = torch.load(tmp_path / 'student' / 'last.pth.tar', weights_only=True)
+    assert found['state_dict']['fc.weight'].shape == (10, 32)
+    assert ('task_state' in found) == (kind == 'feature')
+    assert run_command(command.main, *TINY_RUN, *short, *flags, '--resume', 'auto', '--epochs', '2') == 0
+
+
+def test_teacher_that_is_the_student_leaves_the_task_loss():
+    """With equal outputs the divergence is 0."""
+    from timm import create_model
+    from timm.task import LogitDistillationTask
+
+    model = create_model('test_resnet', num_classes=3).double().eval()
+    task = LogitDistillationTask(model, model, criterion_kwargs={'smoothing': 0.0}, verbose=False)
+    result = task(torch.randn(2, 3, 32, 32, dtype=torch.float64), torch.tensor([0, 2]))
+    assert result['kd_loss'].item() == pytest.approx(0, abs=1e-12)
+    assert result['loss'].item() == pytest.approx(result['task_loss'].item())
