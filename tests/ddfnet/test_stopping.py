@@ -63,10 +63,11 @@ def test_stopped_run_goes_on_exactly(
     whole, steps = engine._optimizer_step, []
 
     def step_and_signal(*arguments):
-        whole(*arguments)
+        result = whole(*arguments)
         steps.append(1)
         if len(steps) == step:
             os.kill(os.getpid(), getattr(signal, number))
+        return result
 
     monkeypatch.setattr(engine, '_optimizer_step', step_and_signal)
     handler = signal.getsignal(signal.SIGTERM)
@@ -91,7 +92,7 @@ def test_checkpoint_interval_saves_within_epochs(run_command, tmp_path, monkeypa
         if len(steps) == 10:
             raise RuntimeError('power cut')
         steps.append(1)
-        whole(*arguments)
+        return whole(*arguments)
 
     monkeypatch.setattr(engine, '_optimizer_step', fail_at_the_eleventh)
     with pytest.raises(RuntimeError, match='power cut'):
