@@ -154,8 +154,8 @@ def main(argv: list[str]) -> None:
     torch.set_num_threads(options.num_threads)
     bench = LoopBench(options.seconds, options.rounds)
     method = (
-        f'the loop of train.py against a bare one, {options.seconds:g} s of epochs for each in {options.rounds} rounds, '
-        'at least one epoch a round; float32'
+        f'the loop of train.py against a bare one, {options.seconds:g} s of epochs for each in {options.rounds} '
+        'rounds, at least one epoch a round; float32'
     )
     tables.fill(tables.Report(environment(CPU), method), options, bench.measure)
 

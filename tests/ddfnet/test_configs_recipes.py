@@ -11,7 +11,9 @@ PUBLISHED = '--lr 0.4 --warmup-epochs 5 --epochs 120 --sched cosine -b 128 -j 6 
 
 
 def test_there_is_a_recipe_for_every_published_depth_and_combination() -> None:
-    assert set(PUBLISHED_MODELS) == {f'ddf_{combine}_resnet{depth}' for combine in ('mul', 'add') for depth in (50, 101, 152)}
+    assert set(PUBLISHED_MODELS) == {
+        f'ddf_{combine}_resnet{depth}' for combine in ('mul', 'add') for depth in (50, 101, 152)
+    }
 
 
 @pytest.mark.parametrize('model', PUBLISHED_MODELS)
@@ -62,7 +64,8 @@ def test_modern_recipe_changes_the_published_one_and_says_that_it_has_not_been_r
 
 
 def test_modern_recipe_trains(run_command, image_tree, tmp_path: Path) -> None:
-    small = '--img-size 32 -b 4 -j 0 --epochs 1 --warmup-epochs 0 --cooldown-epochs 0 --device cpu'.split()
+    schedule = ['--epochs', 1, '--warmup-epochs', 0, '--cooldown-epochs', 0]
+    small = ['--img-size', 32, '-b', 4, '-j', 0, '--device', 'cpu', *schedule]
     narrow = ['--model-kwargs', 'channels=(8,8,16,16)', '--output', tmp_path, '--experiment', 'a']
     assert run_command(command.main, image_tree(), '-c', CONFIGS / 'ddf_mul_resnet50_modern.yaml', *small, *narrow) == 0
 
