@@ -10,7 +10,7 @@ from ddfnet.training import command
 from tests.ddfnet.conftest import TINY_RUN
 
 CONFIGS = sorted((Path(__file__).parents[2] / 'configs').glob('*.yaml'))
-SMALL = ['-b', '4', '-vb', '4', '-j', '0', '--device', 'cpu']
+SMALL = ['-b', '4', '--grad-accum-steps', '1', '-vb', '4', '-j', '0', '--device', 'cpu']
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
