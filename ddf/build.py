@@ -147,6 +147,7 @@ def compile_library(target: Path, with_cuda: bool = False) -> str:
         BuildError: Sources, torch or a compiler are missing, the compiler failed, or `target` cannot be written; with
             FORCE_CUDA=1, also what otherwise only leaves CUDA out.
     """
+    _find_torch()
     reason = ''
     if with_cuda and not nvcc.is_skipped():
         try:

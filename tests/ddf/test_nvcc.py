@@ -1,5 +1,6 @@
 """Finding the CUDA compiler and choosing architectures; on a toolkit of shell scripts, so that no nvcc is needed."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,15 @@ def test_failing_nvcc_leaves_cuda_out_unless_forced(csrc, folder, tmp_path, monk
     monkeypatch.setenv('FORCE_CUDA', '1')
     with pytest.raises(build.BuildError, match=r'FORCE_CUDA=1, and there is no CUDA: (.|\n)*planted'):
         build.compile_library(library, with_cuda=True)
+
+
+def test_missing_torch_is_said_before_anything_asks_it_for_gpus(folder, tmp_path, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setenv('CUDA_HOME', str(folder))
+    monkeypatch.delenv('FORCE_CUDA')
+    monkeypatch.setitem(sys.modules, 'torch', None)  # as in an isolated installation
+    with pytest.raises(build.BuildError, match='torch cannot be imported'):
+        build.compile_library(tmp_path / 'library.so', with_cuda=True)
 
 
 def test_missing_nvcc_is_told_where_there_is_a_gpu(csrc, tmp_path, monkeypatch):
