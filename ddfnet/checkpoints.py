@@ -87,6 +87,9 @@ def load_weights(model: torch.nn.Module, checkpoint: dict[str, Any], path: str |
     if checkpoint.get(key) is None:
         raise UserError(f'{path} holds no {"averaged (EMA) " if use_ema else ""}weights: no key {key!r}')
     state_dict = {name.removeprefix('module.'): value for name, value in checkpoint[key].items()}
+    own = model.state_dict()
+    # of a model trained with --split-bn the statistics of the varied splits serve training alone
+    state_dict = {name: value for name, value in state_dict.items() if '.aux_bn.' not in name or name in own}
     try:
         model.load_state_dict(state_dict)
     except (RuntimeError, AttributeError) as error:

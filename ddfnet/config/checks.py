@@ -121,6 +121,10 @@ def _splits_and_repeats(config: TrainConfig) -> Iterator[str]:
         yield '--jsd-loss compares versions of each image: give --aug-splits 3 (at least 2), or leave --jsd-loss out'
     if config.loss.jsd_loss and config.loss.bce_loss:
         yield '--jsd-loss and --bce-loss are two losses: leave one of them out'
+    if config.batch_norm.split_bn and not splits:
+        yield '--split-bn normalises the splits apart: give --aug-splits 3 (at least 2), or leave --split-bn out'
+    if config.batch_norm.split_bn and config.batch_norm.sync_bn:
+        yield '--split-bn and --sync-bn change the same layers: leave one of them out'
     if augmentation.resplit and augmentation.reprob == 0:
         yield '--resplit erases less, but --reprob 0 erases nothing: raise --reprob, or leave --resplit out'
     for name, value in (('aug_repeats', repeats), ('aug_splits', splits), ('strict_data', data.strict_data)):

@@ -54,6 +54,14 @@ class ModelConfig(ModelSource):
     """Rate at which residual branches are dropped (stochastic depth)."""
     drop_block: BelowOne | None = None
     """Rate at which blocks of a feature map are dropped (DropBlock)."""
+    bn_momentum: UpToOne | None = None
+    """Share that a batch has in BatchNorm's running statistics; none keeps the model's."""
+    bn_eps: Positive | None = None
+    """BatchNorm's epsilon; none keeps the model's."""
+    head_init_scale: Positive | None = None
+    """Factor of the classifier's first weights; none leaves them."""
+    head_init_bias: float | None = None
+    """The classifier's first biases, such as -4.6 for binary cross-entropy; none leaves them."""
     torchcompile: str | None = None
     """Compile the model for training with this back end of torch.compile, such as inductor; none does not."""
     torchcompile_mode: Literal['default', 'reduce-overhead', 'max-autotune', 'max-autotune-no-cudagraphs'] | None = None

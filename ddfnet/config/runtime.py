@@ -34,6 +34,8 @@ class BatchNormConfig:
     """After each epoch average the running statistics of all processes, take the first one's, or leave them."""
     sync_bn: bool = False
     """Normalise over the batches of all processes; accelerators only."""
+    split_bn: bool = False
+    """Normalise each augmentation split by statistics of its own; the first one's serve validation."""
 
 
 @dataclasses.dataclass(frozen=True)

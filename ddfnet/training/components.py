@@ -8,21 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.layers import convert_sync_batchnorm
 from timm.optim import create_optimizer_v2, list_optimizers, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.utils.model import unwrap_model
 from torch.optim import Optimizer
 
-from ddfnet.checkpoints import load_weights, read_checkpoint
 from ddfnet.config import TrainConfig
 from ddfnet.config.values import did_you_mean
 from ddfnet.data import StreamSettings, TrainLoader, class_names, create_validation_loader, open_dataset
-from ddfnet.distributed import Processes, check_synchronized_batch_norm
+from ddfnet.distributed import Processes
 from ddfnet.errors import UserError
-from ddfnet.models.build import build_model, check_forward, model_in_chans, resolve_input
+from ddfnet.models.build import check_forward, model_in_chans, resolve_input
 from ddfnet.precision import Precision
 from ddfnet.seeding import reseed
+from ddfnet.training.network import build_network, convert_batch_norm
 from ddfnet.training.task import create_task
 
 
@@ -66,20 +65,7 @@ def build_components(config: TrainConfig, processes: Processes) -> Components:
     train_set, validation_set = open_datasets(config, in_chans)
     num_classes = _num_classes(config, train_set, validation_set)
     reseed(config.run.seed, 'weights')
-    model: Any = build_model(
-        config.model,
-        config.model.model,
-        num_classes,
-        in_chans,
-        drop_rate=config.model.drop,
-        drop_path_rate=config.model.drop_path,
-        drop_block_rate=config.model.drop_block,
-    )
-    if config.model.initial_checkpoint:
-        path = config.model.initial_checkpoint
-        load_weights(model, read_checkpoint(path), path)
-    if config.model.grad_checkpointing:
-        _enable_grad_checkpointing(model)
+    model = build_network(config.model, num_classes, in_chans)
     input_settings = resolve_input(config.model, model, in_chans)
     check_forward(model, input_settings['input_size'], config.batch.batch_size, train=True)
     config = _resolve(config, model.num_classes, input_settings, processes)
@@ -91,9 +77,7 @@ def build_components(config: TrainConfig, processes: Processes) -> Components:
     validation_loader = create_validation_loader(
         validation_set, config.data, validation_batch_size, input_settings, processes
     )
-    if config.batch_norm.sync_bn and processes.distributed:
-        check_synchronized_batch_norm(processes.device)
-        model = convert_sync_batchnorm(model)
+    model = convert_batch_norm(model, config, processes)
     precision = Precision(config.precision, processes.device)
     task = create_task(config, precision.place(model), precision)
     optimizer = _create_optimizer(config, task.trainable_module)
@@ -155,12 +139,6 @@ def _num_classes(config: TrainConfig, *datasets: Any) -> int | None:
     if wanted is not None and found and wanted < max(found):
         raise UserError(f'the data has {max(found)} classes, more than num-classes {wanted}: leave --num-classes out')
     return wanted if wanted is not None else max(found, default=None)
-
-
-def _enable_grad_checkpointing(model: Any) -> None:
-    if not hasattr(model, 'set_grad_checkpointing'):
-        raise UserError(f'model {type(model).__name__} has no gradient checkpointing: leave --grad-checkpointing out')
-    model.set_grad_checkpointing(enable=True)
 
 
 def _resolve(
