@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from ddfnet.config.values import Bounds, Count, Positive
+from ddfnet.config.values import Bounds, Count, Positive, Whole
 
 Seed = Annotated[int, Bounds(0, 2**32 - 1)]
 
@@ -80,6 +80,8 @@ class RunConfig:
     """Optimiser steps between lines of progress."""
     val_interval: Count = 1
     """Epochs between validations."""
+    checkpoint_hist: Whole = 10
+    """Keep the checkpoints of so many epochs, the best ones, beside the last and the best."""
     checkpoint_interval: Annotated[str, arg(aliases=['--recovery-interval'])] = '0'
     """Save within epochs too: every so many optimiser steps (300) or minutes (10m); 0 saves after epochs alone."""
     resume: str = ''

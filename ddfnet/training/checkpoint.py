@@ -3,7 +3,7 @@
 import math
 import os
 import shutil
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,19 @@ class Best:
 
     metric: float | None = None
     epoch: int | None = None
+    kept: list[list] = field(
+        default_factory=list
+    )  # [epoch, metric] of epochs with a checkpoint of their own, best first
+
+    def rank(self, metric: float | None, epoch: int, smaller_is_better: bool, most: int) -> list[int]:
+        """Takes an epoch's metric into `kept`, of at most so many epochs. Returns the epochs that fell out."""
+        if metric is None or math.isnan(metric):
+            return []
+        sign = 1 if smaller_is_better else -1
+        others = [entry for entry in self.kept if entry[0] != epoch]
+        ranked = sorted([*others, [epoch, metric]], key=lambda entry: (sign * entry[1], -entry[0]))
+        self.kept = ranked[:most]
+        return [number for number, _ in ranked[most:]]
 
     def improves(self, metric: float | None, epoch: int, smaller_is_better: bool) -> bool:
         """Takes a new value if it is better, and says whether it was; None is an epoch without one."""
@@ -32,15 +45,39 @@ class Best:
         return True
 
 
-def save_run(
-    components: Components,
-    progress: Progress,
-    best: Best,
-    directory: RunDirectory,
-    metric: float | None = None,
-    is_best: bool = False,
+def save_epoch(
+    components: Components, progress: Progress, best: Best, directory: RunDirectory, metric: float | None
 ) -> None:
-    """Writes last.pth.tar, and model_best.pth.tar if `is_best`. `progress` counts a finished epoch as done."""
+    """After an epoch, which `progress` counts as done: last.pth.tar, model_best.pth.tar if it is the best, and
+    checkpoint-EPOCH.pth.tar while it is among the checkpoint_hist best. All are one file as long as they are equal."""
+    run, epoch = components.config.run, progress.epoch - 1
+    smaller_is_better = run.eval_metric == 'loss'
+    is_best = best.improves(metric, epoch, smaller_is_better)
+    dropped = best.rank(metric, epoch, smaller_is_better, run.checkpoint_hist)
+    save_run(components, progress, best, directory, metric)
+    if is_best:
+        _link(directory.last, directory.best)
+    if any(number == epoch for number, _ in best.kept):
+        _link(directory.last, directory.checkpoint(epoch))
+    for number in dropped:
+        directory.checkpoint(number).unlink(missing_ok=True)
+
+
+def _link(source: Path, target: Path) -> None:
+    """A second name for a file, or a copy where the file system has no such names; in one atomic step."""
+    temporary = target.with_name(f'{target.name}.tmp')
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        shutil.copyfile(source, temporary)
+    os.replace(temporary, target)
+
+
+def save_run(
+    components: Components, progress: Progress, best: Best, directory: RunDirectory, metric: float | None = None
+) -> None:
+    """Writes last.pth.tar. `progress` counts a finished epoch as done."""
     config = components.config
     checkpoint: dict[str, Any] = {
         'epoch': progress.epoch - 1,  # as in timm: the last epoch that is finished
@@ -59,10 +96,6 @@ def save_run(
     if components.scaler.is_enabled():
         checkpoint['amp_scaler'] = components.scaler.state_dict()
     write_checkpoint(checkpoint, directory.last)
-    if is_best:
-        temporary = directory.best.with_name(f'{directory.best.name}.tmp')
-        shutil.copyfile(directory.last, temporary)
-        os.replace(temporary, directory.best)
 
 
 def restore_run(components: Components, path: Path) -> tuple[Progress, Best]:

@@ -15,7 +15,7 @@ from ddfnet.data import stop_workers
 from ddfnet.distributed import Processes, start_processes, stop_processes
 from ddfnet.errors import UserError, command
 from ddfnet.evaluation import evaluate
-from ddfnet.training.checkpoint import Best, restore_run, save_run
+from ddfnet.training.checkpoint import Best, restore_run, save_epoch
 from ddfnet.training.components import Components, build_components, wrap_for_processes
 from ddfnet.training.dry_run import dry_run, repeatable
 from ddfnet.training.engine import Progress, train_epoch
@@ -162,8 +162,7 @@ def _run_epochs(
         progress.start_epoch(progress.epoch + 1)
         _advance_schedule(components, progress, metric)
         if monitor:
-            is_best = best.improves(metric, progress.epoch - 1, smaller_is_better=config.run.eval_metric == 'loss')
-            save_run(components, progress, best, directory, metric, is_best)
+            save_epoch(components, progress, best, directory, metric)
             more = {'train/top1': top1, 'train/nonfinite': nonfinite, 'train/replaced': replaced}
             monitor.end_epoch({'train/loss': loss, 'train/lr': lr, **metrics, **more})
         if progress.epoch < components.num_epochs:

@@ -40,6 +40,9 @@ class RunDirectory:
     def best(self) -> Path:
         return self.path / 'model_best.pth.tar'
 
+    def checkpoint(self, epoch: int) -> Path:
+        return self.path / f'checkpoint-{epoch}.pth.tar'
+
     @property
     def stopped(self) -> Path:
         """There while the run is stopped by a signal and can go on: what a scheduler looks for."""

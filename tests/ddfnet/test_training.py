@@ -36,6 +36,7 @@ def test_run_leaves_what_it_promises(run_command, tmp_path):
     names = {path.name.split('.tfevents')[0] for path in run.iterdir()}
     assert names == {
         'args.yaml', 'summary.csv', 'curves.png', 'last.pth.tar', 'model_best.pth.tar', 'events.out',
+        'checkpoint-0.pth.tar', 'checkpoint-1.pth.tar', 'checkpoint-2.pth.tar',
     }  # fmt: skip
     with open(run / 'summary.csv', newline='') as file:
         rows = list(csv.DictReader(file))
