@@ -9,7 +9,6 @@ import timm
 import torch
 import yaml
 
-import ddfnet.training.command
 from ddfnet import validation
 from ddfnet.training import command
 from ddfnet.training.checkpoint import Best
@@ -71,7 +70,7 @@ def test_resumed_run_equals_an_undisturbed_one(run_command, tmp_path, monkeypatc
             raise KeyboardInterrupt
         return whole_epoch(components, progress, *arguments)
 
-    monkeypatch.setattr(ddfnet.training.command, 'train_epoch', stop_in_the_second_epoch)
+    monkeypatch.setattr(command, 'train_epoch', stop_in_the_second_epoch)
     assert train(run_command, tmp_path, '--experiment', 'cut', *flags) == 130
     monkeypatch.undo()
     assert train(run_command, tmp_path, '--experiment', 'cut', '--resume', 'auto', *flags) == 0
