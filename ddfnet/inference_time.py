@@ -136,7 +136,7 @@ def _measure(
 
 def _header(environment: dict[str, Any], config: InferenceConfig, precision: Precision) -> str:
     mode = [
-        f'amp {precision.amp_dtype}' if precision.amp_dtype else 'float32',
+        f'amp {precision.amp_dtype}' if precision.amp_dtype else str(precision.model_dtype or 'float32'),
         str(precision.memory_format).removesuffix('_format'),
     ]
     mode += [f'compiled by {config.benchmark.torchcompile}'] if config.benchmark.torchcompile else []

@@ -112,8 +112,9 @@ class Operation:
         return [input, channel_filter, self._random(batch_size, kernel_size**2, *self.map_size)]
 
     def _random(self, *shape: int, laid_out: bool = True) -> Tensor:
-        """In the layout, and under amp in the lower precision, that maps have inside of a network."""
-        values = torch.randn(shape, device=self.precision.device, dtype=self.precision.amp_dtype)
+        """In the layout and the precision that maps have inside of a network."""
+        dtype = self.precision.amp_dtype or self.precision.model_dtype
+        values = torch.randn(shape, device=self.precision.device, dtype=dtype)
         return self.precision.lay_out(values) if laid_out else values
 
     def _forward(self, function: Callable[..., Tensor], inputs: list[Tensor]) -> Callable[[], Iterable[Tensor]]:

@@ -14,6 +14,7 @@ from ddfnet.config.runtime import (
     EvaluationConfig,
     PrecisionConfig,
     RunConfig,
+    TrainPrecisionConfig,
 )
 from ddfnet.config.schema import InferenceConfig, TrainConfig, ValidateConfig, replace_values, to_flat_dict
 
@@ -36,6 +37,7 @@ __all__ = [
     'RunConfig',
     'ScheduleConfig',
     'TrainConfig',
+    'TrainPrecisionConfig',
     'ValidateConfig',
     'ValidateDataConfig',
     'ValidateModelConfig',

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from ddfnet.config.inference import contradictions
+from ddfnet.config.runtime import PrecisionConfig
 from ddfnet.config.schema import AnyConfig, InferenceConfig, TrainConfig, ValidateConfig, entries, to_flat_dict
 from ddfnet.config.values import convert, interval
 from ddfnet.errors import UserError
@@ -26,9 +27,18 @@ def flag(name: str) -> str:
 
 
 def _contradictions(config: AnyConfig) -> Iterator[str]:
+    yield from _number_formats(config.precision)
     if isinstance(config, TrainConfig):
-        return _train(config)
-    return contradictions(config.benchmark) if isinstance(config, InferenceConfig) else _validate(config)
+        yield from _train(config)
+    else:
+        yield from contradictions(config.benchmark) if isinstance(config, InferenceConfig) else _validate(config)
+
+
+def _number_formats(precision: PrecisionConfig) -> Iterator[str]:
+    if precision.amp and precision.model_dtype not in (None, 'float32'):
+        yield (f'--amp keeps weights in float32, --model-dtype {precision.model_dtype} does not: leave one of them out')
+    if precision.amp_dtype != 'auto' and not precision.amp:
+        yield '--amp-dtype has no effect without --amp: add that, or leave --amp-dtype out'
 
 
 def _train(config: TrainConfig) -> Iterator[str]:
@@ -39,6 +49,7 @@ def _train(config: TrainConfig) -> Iterator[str]:
     yield from _splits_and_repeats(config)
     yield from _without_effect(config)
     yield from _needing_another(config)
+    yield from _apex(config)
     try:
         interval(config.run.checkpoint_interval)
     except ValueError as error:
@@ -148,12 +159,24 @@ def _needing_another(config: TrainConfig) -> Iterator[str]:
         'clip_mode': (optimizer.clip_mode != 'norm', optimizer.clip_grad is not None, '--clip-grad LIMIT'),
         'model_ema_warmup': (ema.model_ema_warmup, ema.model_ema, '--model-ema'),
         'model_ema_force_cpu': (ema.model_ema_force_cpu, ema.model_ema, '--model-ema'),
-        'amp_dtype': (config.precision.amp_dtype != 'auto', config.precision.amp, '--amp'),
+        'amp_impl': (config.precision.amp_impl != 'native', config.precision.amp, '--amp'),
         'torchcompile_mode': (model.torchcompile_mode is not None, bool(model.torchcompile), '--torchcompile inductor'),
     }
     for name, (given, effective, needed) in needs.items():
         if given and not effective:
             yield f'{flag(name)} has no effect without {needed}: add that, or leave {flag(name)} out'
+
+
+def _apex(config: TrainConfig) -> Iterator[str]:
+    """What apex's amp cannot do."""
+    if not config.precision.amp or config.precision.amp_impl != 'apex':
+        return
+    if config.precision.amp_dtype == 'bfloat16':
+        yield '--amp-impl apex knows float16 alone: leave --amp-dtype bfloat16 out, or --amp-impl apex'
+    if config.model.torchcompile:
+        yield '--amp-impl apex patches torch, which --torchcompile then cannot trace: leave one of them out'
+    if config.distribution.device.partition(':')[0] not in ('auto', 'cuda'):
+        yield f'--amp-impl apex works on CUDA only: leave it out, or --device {config.distribution.device}'
 
 
 def _words(values: tuple[float, ...]) -> str:

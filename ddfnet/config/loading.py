@@ -1,5 +1,7 @@
 """Configurations from their sources: defaults, then the YAML file, then the command line."""
 
+import dataclasses
+
 from ddfnet.config.checks import check
 from ddfnet.config.command_line import InferenceCommand, TrainCommand, ValidateCommand, apply_command_line, config_file
 from ddfnet.config.inference import bare_flags
@@ -21,6 +23,7 @@ def load_train_config(argv: list[str]) -> TrainConfig:
     if path is not None:
         config = apply_yaml(path, config)
     config = apply_command_line(argv, config, TrainCommand, 'train.py', _TRAIN)
+    config = dataclasses.replace(config, precision=config.precision.without_old_spellings())
     check(config)
     return config
 

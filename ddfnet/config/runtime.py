@@ -18,12 +18,33 @@ class PrecisionConfig:
     """Automatic mixed precision."""
     amp_dtype: Literal['auto', 'float16', 'bfloat16'] = 'auto'
     """Lower precision of amp; auto is float16 on CUDA, bfloat16 on the CPU."""
+    model_dtype: Literal['float32', 'float16', 'bfloat16'] | None = None
+    """Number format of weights and images, without amp; none is float32."""
     channels_last: bool = False
     """Keep channels last in memory (NHWC)."""
     tf32: bool = False
     """Let CUDA multiply float32 matrices and convolve in TF32: faster, 10 bits of mantissa."""
     deterministic: bool = False
     """Use deterministic algorithms alone, where torch has them: slower, the same bits from run to run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainPrecisionConfig(PrecisionConfig):
+    """Number formats and memory layout."""
+
+    amp_impl: Literal['native', 'apex'] = 'native'
+    """Amp of torch, or of an NVIDIA apex from before 25.07, at its level O1: float16 on CUDA alone."""
+    native_amp: bool = False
+    """Old spelling of --amp --amp-impl native."""
+    apex_amp: bool = False
+    """Old spelling of --amp --amp-impl apex."""
+
+    def without_old_spellings(self) -> 'TrainPrecisionConfig':
+        """The same, said by amp and amp_impl. With both old spellings apex is meant, as in timm's script."""
+        if not (self.native_amp or self.apex_amp):
+            return self
+        impl: Literal['native', 'apex'] = 'apex' if self.apex_amp else 'native'
+        return dataclasses.replace(self, amp=True, amp_impl=impl, native_amp=False, apex_amp=False)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,6 +21,7 @@ from ddfnet.config.runtime import (
     EvaluationConfig,
     PrecisionConfig,
     RunConfig,
+    TrainPrecisionConfig,
 )
 
 
@@ -35,7 +36,7 @@ class TrainConfig:
     schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
     augmentation: AugmentationConfig = dataclasses.field(default_factory=AugmentationConfig)
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
-    precision: PrecisionConfig = dataclasses.field(default_factory=PrecisionConfig)
+    precision: TrainPrecisionConfig = dataclasses.field(default_factory=TrainPrecisionConfig)
     batch_norm: BatchNormConfig = dataclasses.field(default_factory=BatchNormConfig)
     ema: EmaConfig = dataclasses.field(default_factory=EmaConfig)
     distribution: DistributionConfig = dataclasses.field(default_factory=DistributionConfig)

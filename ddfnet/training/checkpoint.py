@@ -94,7 +94,7 @@ def save_run(
     if components.scheduler is not None:
         checkpoint['run']['scheduler'] = _plain(components.scheduler.state_dict())
     if components.scaler.is_enabled():
-        checkpoint['amp_scaler'] = components.scaler.state_dict()
+        checkpoint[components.scaler.state_dict_key] = components.scaler.state_dict()
     write_checkpoint(checkpoint, directory.last)
 
 
@@ -129,8 +129,9 @@ def _restore_optimizer(components: Components, checkpoint: dict[str, Any], path:
         components.optimizer.load_state_dict(checkpoint['optimizer'])
     except (KeyError, ValueError) as error:
         raise UserError(f"{path}: its optimiser's state does not fit: {error}; give --no-resume-opt") from error
-    if 'amp_scaler' in checkpoint and components.scaler.is_enabled():
-        components.scaler.load_state_dict(checkpoint['amp_scaler'])
+    scaler = components.scaler
+    if scaler.state_dict_key in checkpoint and scaler.is_enabled():
+        scaler.load_state_dict(checkpoint[scaler.state_dict_key])
     scheduler = checkpoint.get('run', {}).get('scheduler')
     if components.scheduler is not None and scheduler is not None:
         components.scheduler.load_state_dict(scheduler)

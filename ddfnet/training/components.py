@@ -17,11 +17,12 @@ from ddfnet.config import TrainConfig
 from ddfnet.config.values import did_you_mean
 from ddfnet.data import StreamSettings, TrainLoader, class_names, create_validation_loader, open_dataset
 from ddfnet.distributed import Processes
-from ddfnet.errors import UserError
+from ddfnet.errors import UserError, first_line
 from ddfnet.models.build import check_forward, model_in_chans, resolve_input
 from ddfnet.precision import Precision
 from ddfnet.seeding import reseed
 from ddfnet.training.network import build_network, convert_batch_norm
+from ddfnet.training.scaling import LossScaler, create_scaler, import_apex
 from ddfnet.training.task import create_task
 
 
@@ -33,7 +34,7 @@ class Components:
     task: Any  # a timm TrainingTask
     optimizer: Optimizer
     scheduler: Any  # a timm Scheduler, or None
-    scaler: torch.amp.GradScaler
+    scaler: LossScaler
     precision: Precision
     train_loader: TrainLoader
     validation_loader: Any
@@ -61,6 +62,7 @@ def build_components(config: TrainConfig, processes: Processes) -> Components:
     Raises:
         UserError: Data, model, weights or settings do not fit together.
     """
+    import_apex(config.precision, processes.device)
     in_chans = model_in_chans(config.model, config.model.model)
     train_set, validation_set = open_datasets(config, in_chans)
     num_classes = _num_classes(config, train_set, validation_set)
@@ -78,14 +80,14 @@ def build_components(config: TrainConfig, processes: Processes) -> Components:
         validation_set, config.data, validation_batch_size, input_settings, processes
     )
     model = convert_batch_norm(model, config, processes)
-    precision = Precision(config.precision, processes.device)
+    precision = Precision(config.precision, processes.device, autocasts=config.precision.amp_impl == 'native')
     task = create_task(config, precision.place(model), precision)
-    optimizer = _create_optimizer(config, task.trainable_module)
+    optimizer = create_optimizer(config, task.trainable_module)
     scheduler, num_epochs = _create_scheduler(config, optimizer, train_loader.updates_per_epoch)
+    scaler = create_scaler(config.precision, precision, task.trainable_module, optimizer)
     return Components(
-        config, task, optimizer, scheduler, precision.grad_scaler(), precision, train_loader, validation_loader,
-        num_epochs,
-    )  # fmt: skip
+        config, task, optimizer, scheduler, scaler, precision, train_loader, validation_loader, num_epochs
+    )
 
 
 def wrap_for_processes(components: Components, processes: Processes) -> None:
@@ -172,22 +174,40 @@ def _learning_rate(config: TrainConfig, world_size: int) -> float:
     return schedule.lr_base * (ratio**0.5 if scale == 'sqrt' else ratio)
 
 
-def _create_optimizer(config: TrainConfig, model: torch.nn.Module) -> Optimizer:
+def create_optimizer(config: TrainConfig, model: torch.nn.Module) -> Optimizer:
+    """The optimiser by its timm name, at the learning rate of the configuration.
+
+    Raises:
+        UserError: It does not exist, cannot be had here, or does not take what it is given.
+    """
     name = config.optimizer.opt
-    known = [str(known) for known in list_optimizers()]
-    if name.lower().removeprefix('lookahead_') not in known:
-        raise UserError(f'unknown optimiser {name!r}{did_you_mean(name, known)}; timm.optim.list_optimizers() has all')
-    if name.lower().removeprefix('lookahead_').startswith('fused') and find_spec('apex') is None:
-        raise UserError(
-            f"optimiser {name!r} needs NVIDIA's apex, which is not installed: leave 'fused' out of its name"
-        )
+    _check_optimizer_name(name)
     flat = types.SimpleNamespace(**vars(config.optimizer), lr=config.schedule.lr, opt_args=config.optimizer.opt_kwargs)
     try:
         return create_optimizer_v2(model, **optimizer_kwargs(flat))
-    except (AssertionError, TypeError, ValueError) as error:
-        raise UserError(f'cannot build optimiser {config.optimizer.opt!r}: {error}') from error
+    except (AssertionError, ImportError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f'cannot build optimiser {name!r}: {first_line(error)}') from error
+
+
+def _check_optimizer_name(name: str) -> None:
+    """Raises UserError where timm knows no such optimiser, or where the package that has it is not installed."""
+    known = [str(known) for known in list_optimizers()]
+    base = name.lower().removeprefix('lookahead_')
+    if base not in known:
+        raise UserError(f'unknown optimiser {name!r}{did_you_mean(name, known)}; timm.optim.list_optimizers() has all')
+    for prefix, module, package in _OPTIONAL_OPTIMIZERS:
+        if base.startswith(prefix) and find_spec(module) is None:
+            raise UserError(
+                f'optimiser {name!r} needs {package}, which is not installed: leave {prefix!r} out of its name'
+            )
 
 
 def _create_scheduler(config: TrainConfig, optimizer: Optimizer, updates_per_epoch: int) -> tuple[Any, int]:
     flat = types.SimpleNamespace(**vars(config.schedule), seed=config.run.seed, eval_metric=config.run.eval_metric)
     return create_scheduler_v2(optimizer, **scheduler_kwargs(flat), updates_per_epoch=updates_per_epoch)
+
+
+_OPTIONAL_OPTIMIZERS = (
+    ('fused', 'apex', "NVIDIA's apex"),
+    ('bnb', 'bitsandbytes', 'bitsandbytes'),
+)  # prefix of their names, module, package

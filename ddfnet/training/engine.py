@@ -178,7 +178,8 @@ def _backward(components: Components, images: Tensor, targets: Tensor, tally: _T
         with precision.autocast():
             result = task(precision.lay_out(images), targets)
         second_order = getattr(components.optimizer, 'is_second_order', False)  # it differentiates the gradients
-        components.scaler.scale(result['loss'] / tally.accumulation).backward(create_graph=second_order)
+        with components.scaler.scaled(result['loss'] / tally.accumulation, last) as loss:
+            loss.backward(create_graph=second_order)
     if targets.ndim == 1:
         tally.correct += (result['output'].detach().argmax(dim=1) == targets).sum()
         tally.labelled += len(targets)
@@ -195,7 +196,7 @@ def _optimizer_step(components: Components, progress: Progress, guard: StepGuard
         The norm of the gradients before clipping, and whether it is finite: scalars on the device.
     """
     optimizer, scaler = components.optimizer, components.scaler
-    scaler.unscale_(optimizer)
+    scaler.unscale()
     norm = _clip(components)
     finite = torch.isfinite(norm)
     host_decides = guard.host_decides_now

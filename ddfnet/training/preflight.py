@@ -14,6 +14,7 @@ from ddfnet.errors import command
 from ddfnet.models.build import check_model_name, model_in_chans
 from ddfnet.training.components import open_datasets
 from ddfnet.training.run_directory import plan_run
+from ddfnet.training.scaling import import_apex
 
 
 @command
@@ -27,6 +28,7 @@ def check_before_start(config: TrainConfig, world_size: int) -> None:
     device = resolve_device(config.distribution.device)
     if config.batch_norm.sync_bn and world_size > 1:
         check_synchronized_batch_norm(device)
+    import_apex(config.precision, device)
     check_model_name(config.model.model)
     train_set, _ = open_datasets(config, model_in_chans(config.model, config.model.model))
     samples_per_step(config.batch, world_size, len(train_set))

@@ -12,6 +12,7 @@ from ddfnet.config import TrainConfig, replace_values
 from ddfnet.distributed import Processes
 from ddfnet.precision import Precision
 from ddfnet.training.components import Components
+from ddfnet.training.scaling import NativeScaler
 
 CPU = Processes(torch.device('cpu'))
 
@@ -61,8 +62,8 @@ def parts(
         task.setup_ema(decay=config.ema.model_ema_decay, use_warmup=config.ema.model_ema_warmup)
     optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
     loader: Any = Batches(given, config.batch.grad_accum_steps)
-    scaler = scaler or torch.amp.GradScaler('cpu', enabled=False)
-    return Components(config, task, optimizer, scheduler, scaler, precision, loader, None, config.schedule.epochs)
+    native = NativeScaler(scaler or torch.amp.GradScaler('cpu', enabled=False), optimizer)
+    return Components(config, task, optimizer, scheduler, native, precision, loader, None, config.schedule.epochs)
 
 
 def state(components: Components) -> list[Tensor]:

@@ -1,5 +1,9 @@
 """Every optimiser of timm through the loop, compiled training, and flags that contradict each other."""
 
+import sys
+import types
+from importlib.machinery import ModuleSpec
+
 import pytest
 import torch
 from timm.optim import create_optimizer_v2, list_optimizers
@@ -7,10 +11,19 @@ from timm.optim import create_optimizer_v2, list_optimizers
 from ddfnet.config import load_train_config
 from ddfnet.errors import UserError
 from ddfnet.training import command
+from ddfnet.training.components import create_optimizer
 from ddfnet.training.engine import Progress, train_epoch
 from tests.ddfnet.conftest import TINY_RUN
 from tests.ddfnet.engine_parts import CPU, batches, network, parts, state
 
+APEX_OPTIMIZERS = """
+import torch
+for name in ('SGD', 'Adam', 'LAMB', 'NovoGrad'):
+    globals()[f'Fused{name}'] = type(f'Fused{name}', (torch.optim.SGD,), {
+        '__module__': __name__,
+        '__init__': lambda self, params, lr, **_: torch.optim.SGD.__init__(self, params, lr),
+    })
+"""
 OPTIMIZERS = [name for name in list_optimizers() if not name.startswith(('fused', 'bnb'))]
 
 
@@ -23,6 +36,30 @@ def test_optimiser_steps(name):
     train_epoch(components, Progress(), CPU)
     assert all(tensor.isfinite().all() for tensor in state(components) if tensor.is_floating_point())
     assert any(not torch.equal(old, new) for old, new in zip(before, model.parameters()))
+
+
+@pytest.mark.parametrize('name', [name for name in list_optimizers() if name.startswith('fused')])
+def test_fused_optimiser_is_that_of_apex(tmp_path, monkeypatch, name):
+    (tmp_path / 'apex').mkdir()
+    (tmp_path / 'apex' / '__init__.py').touch()
+    (tmp_path / 'apex' / 'optimizers.py').write_text(APEX_OPTIMIZERS)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr('torch.cuda.is_available', lambda: True)
+    built = create_optimizer(load_train_config(['DATA', '--opt', name, '--lr', '0.1']), network())
+    assert (type(built).__module__, built.param_groups[0]['lr']) == ('apex.optimizers', 0.1)
+    monkeypatch.undo()
+    for module in ('apex', 'apex.optimizers'):
+        del sys.modules[module]
+
+
+@pytest.mark.parametrize(('name', 'message'), [
+    ('fusedsgd', "cannot build optimiser 'fusedsgd': CUDA required"),
+    ('bnbadam', "optimiser 'bnbadam' needs bitsandbytes"),
+])  # fmt: skip
+def test_optimiser_that_cannot_be_had(monkeypatch, name, message):
+    monkeypatch.setitem(sys.modules, 'apex', types.SimpleNamespace(__spec__=ModuleSpec('apex', None)))
+    with pytest.raises(UserError, match=message):
+        create_optimizer(load_train_config(['DATA', '--opt', name, '--lr', '0.1']), network())
 
 
 @pytest.mark.parametrize(

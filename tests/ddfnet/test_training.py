@@ -166,6 +166,8 @@ def test_image_folders_train(run_command, tmp_path, image_tree, capsys):
         (['--dataset', 'digitz'], "unknown data set 'digitz': expected 'digits'"),
         (['--opt', 'adamv'], "unknown optimiser 'adamv' (did you mean adam"),
         (['--opt', 'fusedsgd'], "optimiser 'fusedsgd' needs NVIDIA's apex"),
+        (['--opt', 'lookahead_fusedadam'], "optimiser 'lookahead_fusedadam' needs NVIDIA's apex"),
+        (['--opt', 'bnbadam'], "optimiser 'bnbadam' needs bitsandbytes"),
         (['--opt', 'adamw', '--opt-kwargs', 'nonsense=1'], "cannot build optimiser 'adamw'"),
         (['--model-kwargs', 'nonsense=1'], "cannot build model 'ddf_mul_resnet26'"),
     ],
