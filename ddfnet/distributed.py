@@ -36,6 +36,14 @@ class Processes:
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
 
+    def gather(self, value: Any) -> list[Any]:
+        """Every process's value by rank, in every process; it must pickle."""
+        if not self.distributed:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
     def total(self, tensor: torch.Tensor) -> torch.Tensor:
         """The sum of a tensor over all processes."""
         if not self.distributed:
@@ -63,7 +71,7 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def start_processes(device_name: str, backend: str | None = None, timeout_minutes: float | None = None) -> Processes:
+def start_processes(device_name: str, backend: str | None = None, timeout_minutes: float | None = 10) -> Processes:
     """Joins the process group where a launcher (torchrun, SLURM) started several processes.
 
     Raises:

@@ -81,8 +81,8 @@ class DistributionConfig:
     """Device, such as cuda, cuda:1, mps or cpu; auto takes the best there is. Several processes take a GPU each."""
     dist_backend: str | None = None
     """Communication between processes; none takes nccl on CUDA, gloo on the CPU."""
-    dist_timeout: Positive | None = None
-    """Minutes after which a process stops waiting for the others; none keeps torch's."""
+    dist_timeout: Positive | None = 10.0
+    """Minutes after which a process that waits for the others gives up; none keeps torch's (nccl 10, gloo 30)."""
     synchronize_step: bool = False
     """Wait for the accelerator after every optimiser step."""
 

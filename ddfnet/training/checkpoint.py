@@ -7,8 +7,11 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from ddfnet.checkpoints import load_weights, read_checkpoint, write_checkpoint
 from ddfnet.config import to_flat_dict
+from ddfnet.distributed import Processes
 from ddfnet.errors import UserError
 from ddfnet.training.components import Components
 from ddfnet.training.engine import Progress
@@ -75,9 +78,18 @@ def _link(source: Path, target: Path) -> None:
 
 
 def save_run(
-    components: Components, progress: Progress, best: Best, directory: RunDirectory, metric: float | None = None
+    components: Components,
+    progress: Progress,
+    best: Best,
+    directory: RunDirectory,
+    metric: float | None = None,
+    ema_buffers: list[dict[str, Tensor]] | None = None,
 ) -> None:
-    """Writes last.pth.tar. `progress` counts a finished epoch as done."""
+    """Writes last.pth.tar. `progress` counts a finished epoch as done.
+
+    Args:
+        ema_buffers: From `gather_ema_buffers`, where the run is not at an epoch's end.
+    """
     config = components.config
     checkpoint: dict[str, Any] = {
         'epoch': progress.epoch - 1,  # as in timm: the last epoch that is finished
@@ -89,6 +101,8 @@ def save_run(
         'metric': metric,
         'run': {**asdict(progress), 'best': asdict(best)},
     }
+    if ema_buffers:
+        checkpoint['run']['ema_buffers'] = ema_buffers
     if components.task.has_ema():
         checkpoint |= components.task.get_checkpoint_state(ema=True)
     if components.scheduler is not None:
@@ -98,7 +112,18 @@ def save_run(
     write_checkpoint(checkpoint, directory.last)
 
 
-def restore_run(components: Components, path: Path) -> tuple[Progress, Best]:
+def gather_ema_buffers(components: Components, processes: Processes) -> list[dict[str, Tensor]]:
+    """The buffers of the average (EMA) in every process, by rank; empty where one is all. A collective call.
+
+    Within an epoch they differ: each process averages the running statistics of its own batches until --dist-bn. Those
+    of the model need no keeping, since each forward pass of several processes starts with the first one's.
+    """
+    if components.ema_model is None or not processes.distributed:
+        return []
+    return processes.gather({name: buffer.cpu() for name, buffer in components.ema_model.named_buffers()})
+
+
+def restore_run(components: Components, path: Path, processes: Processes) -> tuple[Progress, Best]:
     """Loads a checkpoint into the parts of a run; the optimiser starts anew where no_resume_opt says so.
 
     A checkpoint of timm or of the official release has no `run`: steps are counted from its epoch.
@@ -116,6 +141,9 @@ def restore_run(components: Components, path: Path) -> tuple[Progress, Best]:
     if not components.config.run.no_resume_opt:
         _restore_optimizer(components, checkpoint, path)
     run = checkpoint.get('run', {})
+    ema_buffers = run.get('ema_buffers', [])
+    if components.ema_model is not None and len(ema_buffers) == processes.world_size:
+        components.ema_model.load_state_dict(ema_buffers[processes.rank], strict=False)
     epoch = checkpoint['epoch'] + 1
     progress = Progress(epoch, epoch * components.train_loader.updates_per_epoch)
     known = {field.name: run[field.name] for field in fields(Progress) if field.name in run}

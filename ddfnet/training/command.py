@@ -83,7 +83,7 @@ def _start(components: Components, processes: Processes) -> tuple[RunDirectory, 
     if planned is None:
         raise UserError(mistake)
     directory, checkpoint = planned
-    progress, best = restore_run(components, checkpoint) if checkpoint else (Progress(), Best())
+    progress, best = restore_run(components, checkpoint, processes) if checkpoint else (Progress(), Best())
     if components.config.schedule.start_epoch is not None:
         progress.start_epoch(components.config.schedule.start_epoch)
         progress.updates = progress.epoch * components.train_loader.updates_per_epoch

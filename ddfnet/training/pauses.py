@@ -9,7 +9,7 @@ from datetime import datetime
 from ddfnet.config.values import interval
 from ddfnet.distributed import Processes
 from ddfnet.errors import Terminated
-from ddfnet.training.checkpoint import Best, save_run
+from ddfnet.training.checkpoint import Best, gather_ema_buffers, save_run
 from ddfnet.training.components import Components
 from ddfnet.training.engine import Progress
 from ddfnet.training.run_directory import RunDirectory
@@ -67,8 +67,9 @@ class Pauses:
             self._stop(number)
 
     def _save(self) -> None:
+        ema_buffers = gather_ema_buffers(self.components, self.processes)
         if self.processes.is_primary:
-            save_run(self.components, self.progress, self.best, self.directory)
+            save_run(self.components, self.progress, self.best, self.directory, ema_buffers=ema_buffers)
 
     def _stop(self, number: int) -> None:
         self.agreement.settle()  # leaves no message on its way

@@ -1,5 +1,6 @@
 """Small runs on real images: the digits, and trees of image files made from them."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,23 +18,24 @@ TINY_RUN = [
 ]  # fmt: skip
 
 
+def image_folders(parent: Path, classes: int = 3, per_class: int = 4) -> Path:
+    """Makes PARENT/data/train/<digit>/*.jpg and PARENT/data/val/<digit>/*.png and returns PARENT/data."""
+    for split, folder, suffix in (('train', 'train', 'jpg'), ('validation', 'val', 'png')):
+        digits = Digits(split, in_chans=3)
+        for label in range(classes):
+            target = parent / 'data' / folder / f'digit{label}'
+            target.mkdir(parents=True, exist_ok=True)
+            chosen = [index for index, found in enumerate(digits.labels) if found == label][:per_class]
+            for index in chosen:
+                image = Image.fromarray(digits.images[index]).convert('RGB').resize((40, 36))
+                image.save(target / f'{index}.{suffix}')
+    return parent / 'data'
+
+
 @pytest.fixture
 def image_tree(tmp_path: Path) -> Callable[..., Path]:
-    """Makes DATA/train/<digit>/*.jpg and DATA/val/<digit>/*.png and returns DATA."""
-
-    def make(classes: int = 3, per_class: int = 4) -> Path:
-        for split, folder, suffix in (('train', 'train', 'jpg'), ('validation', 'val', 'png')):
-            digits = Digits(split, in_chans=3)
-            for label in range(classes):
-                target = tmp_path / 'data' / folder / f'digit{label}'
-                target.mkdir(parents=True, exist_ok=True)
-                chosen = [index for index, found in enumerate(digits.labels) if found == label][:per_class]
-                for index in chosen:
-                    image = Image.fromarray(digits.images[index]).convert('RGB').resize((40, 36))
-                    image.save(target / f'{index}.{suffix}')
-        return tmp_path / 'data'
-
-    return make
+    """`image_folders` in the test's own folder."""
+    return functools.partial(image_folders, tmp_path)
 
 
 @pytest.fixture

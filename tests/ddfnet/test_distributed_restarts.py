@@ -17,7 +17,10 @@ from tests.ddfnet.conftest import TINY_MODEL, TINY_RUN
 from tests.ddfnet.test_distributed import ENVIRONMENT, ROOT, last_line, run, torchrun
 
 SCRIPT = ROOT / 'scripts' / 'distributed_train.sh'
-LONG_RUN = [*TINY_RUN, '--epochs', '4', '-b', '8', '--log-interval', '1', '--drop-path', '0.2']
+LONG_RUN = [
+    *TINY_RUN, '--epochs', '4', '-b', '8', '--log-interval', '1', '--drop-path', '0.2', '--model-ema',
+    '--model-ema-decay', '0.9',
+]  # fmt: skip
 
 
 def launch(log: Path, *words: object, **environment: str) -> subprocess.Popen:
@@ -38,13 +41,15 @@ def saves(path: Path, text: str) -> Callable[[], bool]:
     return lambda: path.is_file() and text in path.read_text()
 
 
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return torch.load(folder / 'last.pth.tar', weights_only=True)['state_dict']
-
-
 def assert_same_weights(folder: Path, other: Path) -> None:
-    state, expected = weights(folder), weights(other)
-    assert all(torch.equal(state[key], expected[key]) for key in expected)
+    """Of the models, and of their averages where there are any."""
+    state, expected = (torch.load(path / 'last.pth.tar', weights_only=True) for path in (folder, other))
+    keys = [key for key in ('state_dict', 'state_dict_ema') if key in expected]
+    for key in keys:
+        assert state[key].keys() == expected[key].keys()
+        assert all(torch.equal(state[key][name], expected[key][name]) for name in expected[key])
+    if len(keys) == 2:
+        assert any(not torch.equal(state['state_dict'][name], state['state_dict_ema'][name]) for name in state[keys[0]])
 
 
 @pytest.fixture(scope='module')
