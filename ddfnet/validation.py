@@ -13,7 +13,7 @@ from timm.layers import apply_test_time_pool
 
 from ddfnet.checkpoints import checkpoint_settings, load_weights, read_checkpoint
 from ddfnet.config import ValidateConfig, load_validate_config, replace_values
-from ddfnet.data import class_names, create_validation_loader, open_dataset
+from ddfnet.data import class_names, create_validation_loader, is_streamed, open_dataset
 from ddfnet.distributed import Processes, start_processes, stop_processes
 from ddfnet.errors import UserError, command
 from ddfnet.evaluation import evaluate
@@ -77,6 +77,8 @@ def validate(config: ValidateConfig, processes: Processes) -> dict[str, Any]:
     param_count = sum(parameter.numel() for parameter in model.parameters())
     model = _with_test_pool(config, model, settings)
     precision = Precision(config.precision, processes.device)
+    if is_streamed(dataset) and processes.is_primary:
+        _logger.info(f'{data.dataset} is streamed: images that cannot be read are left out by its reader')
     loader = create_validation_loader(dataset, data, config.evaluation.batch_size, settings, processes)
     metrics = evaluate(precision.place(model), loader, precision, processes, _logger.info, config.evaluation.log_freq)
     return _result(name, metrics, param_count, settings)

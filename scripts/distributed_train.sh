@@ -26,12 +26,19 @@ if ! "$python" -c 'import torch' 2> /dev/null; then
 fi
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 
+if [ "${NNODES:-1}" -gt 1 ]; then
+    missing=
+    [ -n "${MASTER_ADDR:-}" ] || missing='MASTER_ADDR: the name of the first machine'
+    [ -n "${NODE_RANK:-}" ] || missing='NODE_RANK: 0 on the first machine'
+    if [ -n "$missing" ]; then
+        echo "error: with NNODES above 1, set $missing" >&2
+        exit 2
+    fi
+fi
 "$python" -m ddfnet.training.preflight "$((processes * ${NNODES:-1}))" "$@"
 case " $* " in *" --help "* | *" -h "*) exit 0 ;; esac
 
 if [ "${NNODES:-1}" -gt 1 ]; then
-    : "${NODE_RANK:?with NNODES above 1, set NODE_RANK: 0 on the first machine}"
-    : "${MASTER_ADDR:?with NNODES above 1, set MASTER_ADDR: the first machine}"
     rendezvous=(--nnodes "$NNODES" --node-rank "$NODE_RANK" --master-addr "$MASTER_ADDR"
         --master-port "${MASTER_PORT:-29500}")
 else

@@ -14,7 +14,10 @@
 #SBATCH --output=slurm-%j.out
 #SBATCH --signal=B:USR1@120
 set -euo pipefail
-: "${SLURM_JOB_ID:?submit this script with sbatch}"
+if [ -z "${SLURM_JOB_ID:-}" ]; then
+    echo "error: this is no SLURM job: submit it with sbatch scripts/slurm_train.sh [DATA_DIR] [flags of train.py]" >&2
+    exit 2
+fi
 # SLURM runs a copy of this script, from the folder it was submitted in
 root=${DDFNET_ROOT:-${SLURM_SUBMIT_DIR:-$PWD}}
 launcher=$root/scripts/distributed_train.sh

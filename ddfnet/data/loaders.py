@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import sys
+import time
 import weakref
 from collections.abc import Generator
 from itertools import islice
@@ -77,6 +78,7 @@ class TrainLoader:
         self.sampler = KeyedSampler(length, group, seed, processes.rank, processes.world_size, augmentation.aug_repeats)
         if not self.streamed:
             (self.loader.loader if prefetch else self.loader).batch_sampler.sampler = self.sampler
+        self.skip_seconds = 0.0  # that the last epoch took to come to where it goes on
         self.erasing: KeyedErasing | None = None
         if prefetch and self.loader.random_erasing is not None:
             self.erasing = self.loader.random_erasing = KeyedErasing(
@@ -105,8 +107,12 @@ class TrainLoader:
             self.erasing.start_epoch()
         if self.mixes and self.mixup_off_epoch and epoch >= self.mixup_off_epoch:
             (self.mixup or self.loader).mixup_enabled = False
+        batches, start = iter(self.loader), time.perf_counter()
         skipped = position // self._samples_per_batch if self.streamed else 0
-        yield from islice(self.loader, skipped, None) if skipped else self.loader
+        for _ in islice(batches, skipped):
+            pass
+        self.skip_seconds = time.perf_counter() - start if skipped else 0.0
+        yield from batches
 
     def count_replaced(self, processes: Processes) -> int:
         """Images since the last call that could not be read and were replaced, over all processes, named in the log."""
@@ -132,6 +138,11 @@ def samples_per_step(batch: BatchConfig, world_size: int, available: int) -> int
 def _keyed(dataset: Any, data: DataConfig, aug_splits: int, seed: int, processes: Processes) -> Any:
     if is_streamed(dataset):
         check_shards(dataset, data, processes)
+        if processes.is_primary:
+            _logger.info(
+                f'{data.dataset} is streamed: its order repeats for the same numbers of processes and workers, images '
+                'that cannot be read are left out by its reader, and an epoch is made of full batches of every worker'
+            )
         return KeyedStream(dataset, seed, processes.rank)
     if aug_splits:
         dataset = _Split(dataset, aug_splits)

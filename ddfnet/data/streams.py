@@ -4,7 +4,6 @@ An epoch repeats for the same seed and the same numbers of processes and workers
 (seed, epoch), and augmentation is seeded from (epoch, rank, worker, position in the worker).
 """
 
-import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,8 +14,6 @@ from ddfnet.config import DataSource
 from ddfnet.distributed import Processes
 from ddfnet.errors import UserError, first_line
 from ddfnet.seeding import reseed
-
-_logger = logging.getLogger('ddfnet')
 
 
 class KeyedStream(IterableImageDataset):
@@ -68,18 +65,13 @@ class WholeStream(IterableImageDataset):
 
 
 def check_shards(stream: Any, data: DataSource, processes: Processes) -> None:
-    """Raises UserError where a loader worker would have no shard to read; says what a stream cannot promise."""
+    """Raises UserError where a loader worker would have no shard to read."""
     filenames = stream.reader.split_info.filenames if _is_wds(stream.reader) else ()
     readers = max(1, data.workers) * processes.world_size
     if filenames and len(filenames) < readers:
         raise UserError(
             f'{len(filenames)} shards cannot be shared by {readers} loader workers ({data.workers} workers x '
             f'{processes.world_size} processes): give a smaller --workers (0 is allowed), or make more shards'
-        )
-    if processes.is_primary:
-        _logger.info(
-            f'{data.dataset} is streamed: its order repeats for the same numbers of processes and workers, images '
-            'that cannot be read are left out by its reader, and an epoch is made of full batches of every worker'
         )
 
 

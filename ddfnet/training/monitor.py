@@ -35,7 +35,7 @@ class Monitor:
         self.num_epochs = components.num_epochs
         self.steps_per_epoch = components.train_loader.updates_per_epoch
         self.log_interval = config.run.log_interval
-        self.images_per_step = components.train_loader.samples_per_step
+        self.loader = components.train_loader
         self.summary = Summary(directory.summary, progress.epoch)
         self.events: Events | None = None
         self.first_step = progress.epoch * self.steps_per_epoch + progress.step
@@ -53,6 +53,7 @@ class Monitor:
 
     def start_epoch(self, progress: Progress) -> None:
         self.epoch = progress.epoch
+        self.resumed = progress.step > 0
         self._mark(progress.step, 0, 0, 0.0)
 
     def _mark(self, step: int, correct: int, labelled: int, data_seconds: float) -> None:
@@ -80,13 +81,16 @@ class Monitor:
         """Values of a logging step; rates and top-1 since the last one."""
         loss, norm, correct = report.loss.item(), report.grad_norm.item(), int(report.correct)
         then, step, correct_then, labelled_then, data_then = self.marked
+        if self.resumed:  # reading a stream up to where it goes on is no training
+            skipped, self.resumed = self.loader.skip_seconds, False
+            then, data_then, self.start_time = then + skipped, data_then + skipped, self.start_time + skipped
         seconds = max(time.perf_counter() - then, 1e-9)
         labelled = report.labelled - labelled_then
         memory = memory_in_use(self.device)
         values = {
             'loss': loss,
             'top1': 100 * (correct - correct_then) / labelled if labelled else None,
-            'samples_per_s': (report.step - step) * self.images_per_step / seconds,
+            'samples_per_s': (report.step - step) * self.loader.samples_per_step / seconds,
             'waiting_for_data_percent': 100 * (report.data_seconds - data_then) / seconds,
             'lr': report.lr,
             'grad_norm': norm,

@@ -3,8 +3,12 @@
 import csv
 import io
 import json
+import logging
+import os
+import signal
 import sys
 import tarfile
+import types
 from pathlib import Path
 
 import pytest
@@ -12,7 +16,9 @@ import torch
 from PIL import Image
 
 from ddfnet.config import load_train_config
-from ddfnet.data import StreamSettings, create_validation_loader
+from ddfnet.data import StreamSettings, create_validation_loader, loaders
+from ddfnet.data.streams import KeyedStream
+from ddfnet.training import engine, monitor
 from ddfnet.training.command import main as train_main
 from ddfnet.validation import main as validate_main
 from tests.ddfnet.conftest import TINY_MODEL
@@ -140,12 +146,47 @@ def test_stated_images_that_are_not_there(shards, run_command, capsys):
     assert (result['count'], result['corrupt']) == (47, 3)
 
 
-def test_a_stream_trains_and_goes_on(shards, run_command, tmp_path):
+def test_a_stream_trains_and_goes_on(shards, run_command, tmp_path, caplog):
     flags = [shards, *FLAGS, *ONE_EPOCH, '-j', '2', '--output', tmp_path / 'out', '--experiment', 'run']
+    caplog.set_level(logging.INFO, logger='ddfnet')
     assert run_command(train_main, *flags) == 0
+    assert caplog.text.count('wds/shards is streamed') == 1
     assert run_command(train_main, *flags, '--epochs', '2', '--resume', 'auto') == 0
     with open(tmp_path / 'out' / 'run' / 'summary.csv', newline='') as file:
         assert [row['epoch'] for row in csv.DictReader(file)] == ['0', '1']
+
+
+def test_time_to_skip_what_is_done_slows_no_rate(shards, run_command, tmp_path, monkeypatch):
+    """A clock that ticks when an image is decoded alone: going on, a step takes as long as in an undisturbed epoch."""
+    ticks = [0.0]
+    read = KeyedStream.__iter__
+
+    def ticking(dataset):
+        for sample in read(dataset):
+            ticks[0] += 1
+            yield sample
+
+    clock = types.SimpleNamespace(perf_counter=lambda: ticks[0])
+    monkeypatch.setattr(KeyedStream, '__iter__', ticking)
+    for module in (loaders, monitor, engine):
+        monkeypatch.setattr(module, 'time', clock)
+    whole, stop = engine._optimizer_step, []
+
+    def step(*arguments):
+        stop.append(1)
+        if len(stop) == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return whole(*arguments)
+
+    monkeypatch.setattr(engine, '_optimizer_step', step)
+    seen = []
+    read_values = monitor.Monitor._read
+    monkeypatch.setattr(monitor.Monitor, '_read', lambda *given: seen.append(read_values(*given)) or seen[-1])
+    flags = [shards, *FLAGS, *ONE_EPOCH, '-j', '0', '-b', '8', '--output', tmp_path / 'out', '--experiment', 'run']
+    assert run_command(train_main, *flags, '--log-interval', '3') == 143
+    assert run_command(train_main, *flags, '--log-interval', '3', '--resume', 'auto') == 0
+    assert [values['samples_per_s'] for values in seen] == pytest.approx([1] * len(seen), rel=0.6)
+    assert [values['waiting_for_data_percent'] for values in seen] == [100] * len(seen)
 
 
 @pytest.mark.slow
