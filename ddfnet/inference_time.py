@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ddfnet.benchmarking.operations import LABELS
 from ddfnet.benchmarking.progress import Progress
 from ddfnet.benchmarking.report import check_targets, table_text, write_csv, write_json
@@ -18,10 +16,9 @@ from ddfnet.benchmarking.session import Session
 from ddfnet.benchmarking.subjects import Job
 from ddfnet.config import BenchmarkConfig, InferenceConfig, load_inference_config, to_flat_dict
 from ddfnet.config.inference import map_shape
-from ddfnet.config.values import did_you_mean
 from ddfnet.distributed import resolve_device
-from ddfnet.errors import UserError, command
-from ddfnet.models.build import model_names
+from ddfnet.errors import command
+from ddfnet.models.build import check_compiler, model_names
 from ddfnet.precision import Precision
 
 _PAPER_SIZES = ('7', '14', '28', '56', '112', '224', '2x256x200x300')
@@ -102,11 +99,7 @@ def _check(config: BenchmarkConfig) -> dict[str, float]:
         {'--json': config.json, '--csv': config.csv, '--plot': config.plot},
         {'--plot': ('.png', '.pdf', '.svg')},
     )
-    if config.torchcompile:
-        backends = torch.compiler.list_backends()
-        if config.torchcompile not in backends:
-            hint = did_you_mean(config.torchcompile, backends)
-            raise UserError(f'--torchcompile: expected one of {", ".join(backends)}, got {config.torchcompile!r}{hint}')
+    check_compiler(config.torchcompile)
     if not config.plot:
         return {}
     from ddfnet.benchmarking.plot import PUBLISHED_TOP1, read_accuracies

@@ -1,16 +1,18 @@
-"""What no single field can say: values that contradict each other."""
+"""What is checked of a configuration before anything starts."""
 
 from collections.abc import Iterator
 
-from ddfnet.config.inference import contradictions
+from ddfnet.config.contradictions import contradictions as train_contradictions
+from ddfnet.config.inference import contradictions as inference_contradictions
 from ddfnet.config.runtime import PrecisionConfig
 from ddfnet.config.schema import AnyConfig, InferenceConfig, TrainConfig, ValidateConfig, entries, to_flat_dict
-from ddfnet.config.values import convert, interval
+from ddfnet.config.unused import unused
+from ddfnet.config.values import convert, flag
 from ddfnet.errors import UserError
 
 
 def check(config: AnyConfig) -> None:
-    """Raises UserError for the first value that is wrong by itself or contradicts another."""
+    """Raises UserError for the first value that is wrong by itself, contradicts another or misleads without effect."""
     names = entries(type(config))
     for name, value in to_flat_dict(config).items():
         try:
@@ -21,166 +23,28 @@ def check(config: AnyConfig) -> None:
         raise UserError(contradiction)
 
 
-def flag(name: str) -> str:
-    """The command line's spelling of a name."""
-    return '--' + name.replace('_', '-')
-
-
 def _contradictions(config: AnyConfig) -> Iterator[str]:
     yield from _number_formats(config.precision)
     if isinstance(config, TrainConfig):
-        yield from _train(config)
+        yield from train_contradictions(config)
+        yield from unused(config)
     else:
-        yield from contradictions(config.benchmark) if isinstance(config, InferenceConfig) else _validate(config)
+        yield from (
+            inference_contradictions(config.benchmark) if isinstance(config, InferenceConfig) else _validate(config)
+        )
 
 
 def _number_formats(precision: PrecisionConfig) -> Iterator[str]:
     if precision.amp and precision.model_dtype not in (None, 'float32'):
-        yield (f'--amp keeps weights in float32, --model-dtype {precision.model_dtype} does not: leave one of them out')
+        yield f'--amp keeps weights in float32, --model-dtype {precision.model_dtype} does not: leave one of them out'
     if precision.amp_dtype != 'auto' and not precision.amp:
         yield '--amp-dtype has no effect without --amp: add that, or leave --amp-dtype out'
-
-
-def _train(config: TrainConfig) -> Iterator[str]:
-    if not config.data.data_dir and not config.data.dataset:
-        yield 'no images to train on: expected DATA_DIR (a folder with train and validation), or --dataset digits'
-    yield from _schedule(config)
-    yield from _augmentation(config)
-    yield from _splits_and_repeats(config)
-    yield from _without_effect(config)
-    yield from _needing_another(config)
-    yield from _apex(config)
-    try:
-        interval(config.run.checkpoint_interval)
-    except ValueError as error:
-        yield f'--checkpoint-interval: {error}'
-
-
-def _without_effect(config: TrainConfig) -> Iterator[str]:
-    """Flags that would silently do nothing."""
-    run = config.run
-    if run.save_images and not run.tensorboard:
-        yield '--save-images shows its images in TensorBoard: leave --no-tensorboard out'
-    if run.no_resume_opt and not run.resume:
-        yield '--no-resume-opt is about --resume: give that too, or leave it out'
-    start, epochs = config.schedule.start_epoch, config.schedule.epochs
-    if start is not None and start >= epochs + config.schedule.cooldown_epochs + config.schedule.warmup_epochs:
-        yield f'--start-epoch: expected fewer than the run has epochs, got {start} with --epochs {epochs}'
 
 
 def _validate(config: ValidateConfig) -> Iterator[str]:
     if not config.data.data_dir and not config.data.dataset and not config.model.checkpoint:
         yield 'no images to validate on: expected DATA_DIR, or --dataset digits'
-
-
-def _schedule(config: TrainConfig) -> Iterator[str]:
-    schedule = config.schedule
-    if schedule.sched == 'none':
-        return
-    if schedule.warmup_epochs >= schedule.epochs and not schedule.warmup_prefix:
-        yield (
-            f'--warmup-epochs: expected fewer than --epochs ({schedule.epochs}), got {schedule.warmup_epochs}; '
-            'lower it (0 is none), or put the warm-up before the schedule with --warmup-prefix'
-        )
-    if schedule.lr is not None and schedule.min_lr > schedule.lr and schedule.sched not in _WITHOUT_MIN_LR:
-        yield f'--min-lr: expected at most --lr ({schedule.lr:g}), got {schedule.min_lr:g}; lower it (0 is allowed)'
-    if schedule.sched == 'plateau' and schedule.sched_on_updates:
-        yield '--sched plateau follows the validation metric, once an epoch: leave --sched-on-updates out'
-    if schedule.lr_noise is not None and (
-        len(schedule.lr_noise) > 2 or list(schedule.lr_noise) != sorted(schedule.lr_noise)
-    ):
-        yield f'--lr-noise: expected one share of the schedule, or two in rising order, got {_words(schedule.lr_noise)}'
-    if schedule.sched in ('wsd', 'rsqrt'):
-        length = schedule.epochs - (0 if schedule.warmup_prefix else schedule.warmup_epochs)
-        if schedule.decay_epochs > length:
-            yield (
-                f'--decay-epochs: expected at most the {length} epochs of --sched {schedule.sched} after the warm-up, '
-                f'got {schedule.decay_epochs:g}; below 1 it is a share of them'
-            )
-    if list(schedule.decay_milestones) != sorted(set(schedule.decay_milestones)):
-        yield f'--decay-milestones: expected rising epochs, got {_words(schedule.decay_milestones)}'
-
-
-def _augmentation(config: TrainConfig) -> Iterator[str]:
-    augmentation = config.augmentation
-    for name in ('scale', 'ratio', 'cutmix_minmax'):
-        pair = getattr(augmentation, name)
-        if pair is not None and pair[0] > pair[1]:
-            yield f'{flag(name)}: expected the lesser value first, got {_words(pair)}'
-    if augmentation.mixes and config.batch.batch_size % 2:
-        yield (
-            'mixup and cutmix mix pairs of images: expected an even --batch-size, '
-            f'got {config.batch.batch_size}; change it, or leave --mixup and --cutmix at 0'
-        )
-
-
-def _splits_and_repeats(config: TrainConfig) -> Iterator[str]:
-    augmentation, data = config.augmentation, config.data
-    splits, repeats = augmentation.aug_splits, augmentation.aug_repeats
-    streamed = data.dataset.lower().startswith(('hfids/', 'tfds/', 'wds/'))
-    if splits == 1:
-        yield '--aug-splits: expected 0 (off) or at least 2 (one version as it is, the others varied), got 1'
-    if splits and augmentation.mixes:
-        yield '--aug-splits cannot be used with mixup or cutmix: leave --aug-splits, or --mixup and --cutmix out'
-    if splits and repeats:
-        yield '--aug-splits and --aug-repeats both repeat images: leave one of them out'
-    if splits and augmentation.no_aug:
-        yield '--aug-splits varies images, --no-aug does not: leave one of them out'
-    if splits and data.no_prefetcher:
-        yield '--aug-splits needs the prefetcher: leave --no-prefetcher out'
-    if config.loss.jsd_loss and not splits:
-        yield '--jsd-loss compares versions of each image: give --aug-splits 3 (at least 2), or leave --jsd-loss out'
-    if config.loss.jsd_loss and config.loss.bce_loss:
-        yield '--jsd-loss and --bce-loss are two losses: leave one of them out'
-    if config.batch_norm.split_bn and not splits:
-        yield '--split-bn normalises the splits apart: give --aug-splits 3 (at least 2), or leave --split-bn out'
-    if config.batch_norm.split_bn and config.batch_norm.sync_bn:
-        yield '--split-bn and --sync-bn change the same layers: leave one of them out'
-    if augmentation.resplit and augmentation.reprob == 0:
-        yield '--resplit erases less, but --reprob 0 erases nothing: raise --reprob, or leave --resplit out'
-    for name, value in (('aug_repeats', repeats), ('aug_splits', splits), ('strict_data', data.strict_data)):
-        if value and streamed:
-            yield f'{flag(name)} needs images in any order, but {data.dataset} is streamed: leave {flag(name)} out'
-
-
-def _needing_another(config: TrainConfig) -> Iterator[str]:
-    """Flags that do nothing without another one."""
-    loss, optimizer, ema, model = config.loss, config.optimizer, config.ema, config.model
-    teacher = loss.kd_model_name is not None
-    threshold, weight = loss.bce_target_thresh is not None, loss.bce_pos_weight is not None
-    needs = {
-        'bce_sum': (loss.bce_sum, loss.bce_loss, '--bce-loss'),
-        'bce_target_thresh': (threshold, loss.bce_loss, '--bce-loss'),
-        'bce_pos_weight': (weight, loss.bce_loss, '--bce-loss'),
-        'kd_checkpoint': (bool(loss.kd_checkpoint), teacher, '--kd-model-name NAME'),
-        'distill_loss_weight': (loss.distill_loss_weight is not None, teacher, '--kd-model-name NAME'),
-        'task_loss_weight': (loss.task_loss_weight is not None, teacher, '--kd-model-name NAME'),
-        'kd_distill_type': (loss.kd_distill_type != 'logit', teacher, '--kd-model-name NAME'),
-        'clip_mode': (optimizer.clip_mode != 'norm', optimizer.clip_grad is not None, '--clip-grad LIMIT'),
-        'model_ema_warmup': (ema.model_ema_warmup, ema.model_ema, '--model-ema'),
-        'model_ema_force_cpu': (ema.model_ema_force_cpu, ema.model_ema, '--model-ema'),
-        'amp_impl': (config.precision.amp_impl != 'native', config.precision.amp, '--amp'),
-        'torchcompile_mode': (model.torchcompile_mode is not None, bool(model.torchcompile), '--torchcompile inductor'),
-    }
-    for name, (given, effective, needed) in needs.items():
-        if given and not effective:
-            yield f'{flag(name)} has no effect without {needed}: add that, or leave {flag(name)} out'
-
-
-def _apex(config: TrainConfig) -> Iterator[str]:
-    """What apex's amp cannot do."""
-    if not config.precision.amp or config.precision.amp_impl != 'apex':
-        return
-    if config.precision.amp_dtype == 'bfloat16':
-        yield '--amp-impl apex knows float16 alone: leave --amp-dtype bfloat16 out, or --amp-impl apex'
-    if config.model.torchcompile:
-        yield '--amp-impl apex patches torch, which --torchcompile then cannot trace: leave one of them out'
-    if config.distribution.device.partition(':')[0] not in ('auto', 'cuda'):
-        yield f'--amp-impl apex works on CUDA only: leave it out, or --device {config.distribution.device}'
-
-
-def _words(values: tuple[float, ...]) -> str:
-    return ' '.join(f'{value:g}' for value in values)
-
-
-_WITHOUT_MIN_LR = ('step', 'multistep', 'constant')
+    if config.model.use_ema and not config.model.checkpoint:
+        yield '--use-ema takes the averaged weights of a checkpoint: give --checkpoint FILE, or leave --use-ema out'
+    if config.evaluation.results_format and not config.evaluation.results_file:
+        yield '--results-format has no effect without --results-file FILE: add that, or leave it out'

@@ -10,7 +10,6 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from ddfnet.config.checks import flag
 from ddfnet.config.schema import (
     Config,
     Entry,
@@ -21,7 +20,7 @@ from ddfnet.config.schema import (
     replace_values,
     values_of,
 )
-from ddfnet.config.values import Tokens, convert, did_you_mean, field_type, to_words
+from ddfnet.config.values import Tokens, convert, did_you_mean, field_type, flag, to_words
 from ddfnet.errors import UserError
 
 _DataDir = Annotated[str | None, Positional, arg(metavar='[DATA_DIR]')]

@@ -156,6 +156,11 @@ def interval(text: str) -> tuple[int, float]:
     return (0, 60 * float(text[:-1])) if text.endswith('m') else (int(text), 0.0)
 
 
+def flag(name: str) -> str:
+    """The command line's spelling of a name."""
+    return '--' + name.replace('_', '-')
+
+
 def to_words(value: Any) -> list[str]:
     """The value as it would be written on the command line, for the help."""
     if isinstance(value, dict):

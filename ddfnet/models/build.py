@@ -10,6 +10,7 @@ import torch
 from timm.data import resolve_data_config
 
 from ddfnet.config import ModelSource
+from ddfnet.config.values import did_you_mean, flag
 from ddfnet.errors import UserError, first_line
 
 
@@ -82,7 +83,23 @@ def build_model(
             **config.model_kwargs,
         )
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        unexpected = "unexpected keyword argument '{}'"
+        refused = next((key for key in regularisation if unexpected.format(key) in str(error)), None)
+        if refused:
+            raise UserError(
+                f'model {name!r} has no {refused}: leave {flag(refused.removesuffix("_rate"))} out'
+            ) from error
         raise UserError(f'cannot build model {name!r}: {error}') from error
+
+
+def check_compiler(backend: str | None) -> None:
+    """Raises UserError where torch.compile has no such back end, those for debugging included; None is none."""
+    if backend is None or backend in torch.compiler.list_backends(exclude_tags=()):
+        return
+    usual = torch.compiler.list_backends()
+    raise UserError(
+        f'--torchcompile: expected one of {", ".join(usual)}, got {backend!r}{did_you_mean(backend, usual)}'
+    )
 
 
 def check_forward(model: torch.nn.Module, input_size: tuple[int, int, int], batch_size: int, train: bool) -> None:

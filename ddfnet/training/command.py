@@ -11,6 +11,7 @@ from timm.utils import distribute_bn
 
 from ddfnet.benchmarking.subjects import count_params
 from ddfnet.config import TrainConfig, load_train_config
+from ddfnet.config.unused import remarks
 from ddfnet.data import stop_workers
 from ddfnet.distributed import Processes, start_processes, stop_processes
 from ddfnet.errors import UserError, command
@@ -20,6 +21,7 @@ from ddfnet.training.components import Components, build_components, wrap_for_pr
 from ddfnet.training.dry_run import dry_run, repeatable
 from ddfnet.training.engine import Progress, train_epoch
 from ddfnet.training.monitor import Monitor
+from ddfnet.training.optimization import learning_rate
 from ddfnet.training.pauses import Pauses
 from ddfnet.training.run_directory import RunDirectory, plan_run
 from ddfnet.training.stopping import stop_request
@@ -45,6 +47,8 @@ def train(config: TrainConfig) -> None:
     processes = start_processes(distribution.device, distribution.dist_backend, distribution.dist_timeout)
     components = None
     try:
+        if processes.is_primary:
+            print(*(f'warning: {remark}' for remark in remarks(config)), sep='\n', end='', file=sys.stderr)
         components = build_components(config, processes)
         if config.run.dry_run:
             dry_run(components, processes)
@@ -141,7 +145,7 @@ def _run_epochs(
         if monitor:
             monitor.start_epoch(progress)
         if progress.step == 0:
-            progress.lr = components.optimizer.param_groups[0]['lr']
+            progress.lr = learning_rate(components.optimizer)
         lr = progress.lr
         trained_before = components.train_loader.updates_left(progress.position) == 0  # and stopped in its validation
         with monitor.pictures(training=True) if monitor else contextlib.nullcontext():

@@ -1,27 +1,23 @@
 """Builds the parts of a run from its configuration, and finds what a user got wrong before a file is written."""
 
 import dataclasses
-import types
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2, list_optimizers, optimizer_kwargs
-from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.utils.model import unwrap_model
 from torch.optim import Optimizer
 
-from ddfnet.config import TrainConfig
-from ddfnet.config.values import did_you_mean
+from ddfnet.config import TrainConfig, check
 from ddfnet.data import StreamSettings, TrainLoader, class_names, create_validation_loader, open_dataset
 from ddfnet.distributed import Processes
-from ddfnet.errors import UserError, first_line
-from ddfnet.models.build import check_forward, model_in_chans, resolve_input
+from ddfnet.errors import UserError
+from ddfnet.models.build import check_compiler, check_forward, model_in_chans, resolve_input
 from ddfnet.precision import Precision
 from ddfnet.seeding import reseed
 from ddfnet.training.network import build_network, convert_batch_norm
+from ddfnet.training.optimization import create_optimizer, create_scheduler, first_learning_rate
 from ddfnet.training.scaling import LossScaler, create_scaler, import_apex
 from ddfnet.training.task import create_task
 
@@ -63,6 +59,7 @@ def build_components(config: TrainConfig, processes: Processes) -> Components:
         UserError: Data, model, weights or settings do not fit together.
     """
     import_apex(config.precision, processes.device)
+    check_compiler(config.model.torchcompile)
     in_chans = model_in_chans(config.model, config.model.model)
     train_set, validation_set = open_datasets(config, in_chans)
     num_classes = _num_classes(config, train_set, validation_set)
@@ -71,6 +68,7 @@ def build_components(config: TrainConfig, processes: Processes) -> Components:
     input_settings = resolve_input(config.model, model, in_chans)
     check_forward(model, input_settings['input_size'], config.batch.batch_size, train=True)
     config = _resolve(config, model.num_classes, input_settings, processes)
+    check(config)
     train_loader = TrainLoader(
         train_set, config.data, config.batch, config.augmentation, config.loss, input_settings,
         model.num_classes, config.run.seed, processes,
@@ -83,7 +81,7 @@ def build_components(config: TrainConfig, processes: Processes) -> Components:
     precision = Precision(config.precision, processes.device, autocasts=config.precision.amp_impl == 'native')
     task = create_task(config, precision.place(model), precision)
     optimizer = create_optimizer(config, task.trainable_module)
-    scheduler, num_epochs = _create_scheduler(config, optimizer, train_loader.updates_per_epoch)
+    scheduler, num_epochs = create_scheduler(config, optimizer, train_loader.updates_per_epoch)
     scaler = create_scaler(config.precision, precision, task.trainable_module, optimizer)
     return Components(
         config, task, optimizer, scheduler, scaler, precision, train_loader, validation_loader, num_epochs
@@ -158,56 +156,5 @@ def _resolve(
     batch = dataclasses.replace(
         config.batch, validation_batch_size=config.batch.validation_batch_size or config.batch.batch_size
     )
-    schedule = dataclasses.replace(config.schedule, lr=_learning_rate(config, processes.world_size))
+    schedule = dataclasses.replace(config.schedule, lr=first_learning_rate(config, processes.world_size))
     return dataclasses.replace(config, model=resolved_model, batch=batch, schedule=schedule)
-
-
-def _learning_rate(config: TrainConfig, world_size: int) -> float:
-    """As given, else lr_base scaled from lr_base_size to the images of an optimiser step (arXiv 1706.02677)."""
-    schedule = config.schedule
-    if schedule.lr is not None:
-        return schedule.lr
-    images_per_step = config.batch.batch_size * config.batch.grad_accum_steps * world_size
-    ratio = images_per_step / schedule.lr_base_size
-    adaptive = any(name in config.optimizer.opt.lower() for name in ('ada', 'lamb'))
-    scale = schedule.lr_base_scale or ('sqrt' if adaptive else 'linear')
-    return schedule.lr_base * (ratio**0.5 if scale == 'sqrt' else ratio)
-
-
-def create_optimizer(config: TrainConfig, model: torch.nn.Module) -> Optimizer:
-    """The optimiser by its timm name, at the learning rate of the configuration.
-
-    Raises:
-        UserError: It does not exist, cannot be had here, or does not take what it is given.
-    """
-    name = config.optimizer.opt
-    _check_optimizer_name(name)
-    flat = types.SimpleNamespace(**vars(config.optimizer), lr=config.schedule.lr, opt_args=config.optimizer.opt_kwargs)
-    try:
-        return create_optimizer_v2(model, **optimizer_kwargs(flat))
-    except (AssertionError, ImportError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f'cannot build optimiser {name!r}: {first_line(error)}') from error
-
-
-def _check_optimizer_name(name: str) -> None:
-    """Raises UserError where timm knows no such optimiser, or where the package that has it is not installed."""
-    known = [str(known) for known in list_optimizers()]
-    base = name.lower().removeprefix('lookahead_')
-    if base not in known:
-        raise UserError(f'unknown optimiser {name!r}{did_you_mean(name, known)}; timm.optim.list_optimizers() has all')
-    for prefix, module, package in _OPTIONAL_OPTIMIZERS:
-        if base.startswith(prefix) and find_spec(module) is None:
-            raise UserError(
-                f'optimiser {name!r} needs {package}, which is not installed: leave {prefix!r} out of its name'
-            )
-
-
-def _create_scheduler(config: TrainConfig, optimizer: Optimizer, updates_per_epoch: int) -> tuple[Any, int]:
-    flat = types.SimpleNamespace(**vars(config.schedule), seed=config.run.seed, eval_metric=config.run.eval_metric)
-    return create_scheduler_v2(optimizer, **scheduler_kwargs(flat), updates_per_epoch=updates_per_epoch)
-
-
-_OPTIONAL_OPTIMIZERS = (
-    ('fused', 'apex', "NVIDIA's apex"),
-    ('bnb', 'bitsandbytes', 'bitsandbytes'),
-)  # prefix of their names, module, package

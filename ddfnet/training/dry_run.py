@@ -20,6 +20,7 @@ from ddfnet.errors import UserError
 from ddfnet.timing import synchronize
 from ddfnet.training.components import Components, wrap_for_processes
 from ddfnet.training.engine import Progress, StepReport, train_epoch
+from ddfnet.training.optimization import learning_rate
 from ddfnet.training.run_directory import plan_run
 
 _logger = logging.getLogger('ddfnet')
@@ -74,7 +75,7 @@ def schedule_table(components: Components) -> str:
     """The learning rate at the start of up to 14 epochs. Moves the scheduler, so that it serves no run afterwards."""
     scheduler, optimizer = components.scheduler, components.optimizer
     if isinstance(scheduler, PlateauLRScheduler):
-        return f'learning rate {optimizer.param_groups[0]["lr"]:g} at the start, then as the validation metric says'
+        return f'learning rate {learning_rate(optimizer):g} at the start, then as the validation metric says'
     epochs = components.num_epochs
     warmup = components.config.schedule.warmup_epochs
     evenly = (round(number * (epochs - 1) / (_ROWS - 3)) for number in range(_ROWS - 2))
@@ -84,7 +85,7 @@ def schedule_table(components: Components) -> str:
         if scheduler is not None and epoch:
             scheduler.step_update(epoch * components.train_loader.updates_per_epoch)
             scheduler.step(epoch)
-        rates.append(f'{optimizer.param_groups[0]["lr"]:.3g}')
+        rates.append(f'{learning_rate(optimizer):.3g}')
     widths = [max(len(rate), len(str(epoch))) for epoch, rate in zip(shown, rates)]
     epochs_row = '  '.join(f'{epoch:>{width}}' for epoch, width in zip(shown, widths))
     rates_row = '  '.join(f'{rate:>{width}}' for rate, width in zip(rates, widths))

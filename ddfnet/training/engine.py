@@ -13,6 +13,7 @@ from ddfnet.distributed import Processes
 from ddfnet.seeding import reseed_step
 from ddfnet.training.components import Components
 from ddfnet.training.guard import NonFiniteCount, StepGuard
+from ddfnet.training.optimization import learning_rate
 
 
 @dataclass
@@ -110,7 +111,7 @@ def train_epoch(
     end = progress.step + loader.updates_left(progress.position)
     with contextlib.closing(loader.epoch(progress.epoch, progress.position)) as batches:
         while progress.step < end:
-            lr = components.optimizer.param_groups[0]['lr']
+            lr = learning_rate(components.optimizer)
             norm = _step(components, progress, processes, batches, tally, guard)
             if components.config.distribution.synchronize_step and processes.device.type != 'cpu':
                 torch.accelerator.synchronize()

@@ -11,8 +11,9 @@ from ddfnet.config import TrainConfig, load_train_config
 from ddfnet.data.loaders import samples_per_step
 from ddfnet.distributed import check_synchronized_batch_norm, resolve_device
 from ddfnet.errors import command
-from ddfnet.models.build import check_model_name, model_in_chans
+from ddfnet.models.build import check_compiler, check_model_name, model_in_chans
 from ddfnet.training.components import open_datasets
+from ddfnet.training.optimization import check_optimizer
 from ddfnet.training.run_directory import plan_run
 from ddfnet.training.scaling import import_apex
 
@@ -29,6 +30,8 @@ def check_before_start(config: TrainConfig, world_size: int) -> None:
     if config.batch_norm.sync_bn and world_size > 1:
         check_synchronized_batch_norm(device)
     import_apex(config.precision, device)
+    check_compiler(config.model.torchcompile)
+    check_optimizer(config.optimizer)
     check_model_name(config.model.model)
     train_set, _ = open_datasets(config, model_in_chans(config.model, config.model.model))
     samples_per_step(config.batch, world_size, len(train_set))

@@ -24,7 +24,8 @@ def create_task(config: TrainConfig, model: Any, precision: Precision) -> Any:
         UserError: No such teacher, or one that does not take the student's images.
     """
     common: dict[str, Any] = {
-        'criterion_kwargs': _criterion(config), 'device': precision.device, 'verbose': False,
+        'criterion_kwargs': _criterion(config), 'device': precision.device, 'dtype': precision.model_dtype,
+        'verbose': False,
     }  # fmt: skip
     task: TrainingTask
     if config.loss.kd_model_name is None:

@@ -61,12 +61,3 @@ def test_split_batch_norm_trains_goes_on_and_validates(run_command, tmp_path, ca
     capsys.readouterr()
     assert run_command(validate, '--checkpoint', tmp_path / 'a' / 'last.pth.tar', '-j', 0, '--num-samples', 20) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])['count'] == 20
-
-
-@pytest.mark.parametrize(('flags', 'message'), [
-    (('--split-bn',), '--split-bn normalises the splits apart'),
-    (('--split-bn', '--sync-bn', '--aug-splits', 2), '--split-bn and --sync-bn change the same layers'),
-])  # fmt: skip
-def test_split_batch_norm_alone_is_refused(run_command, tmp_path, capsys, flags, message):
-    assert run_command(command.main, *RUN, '--output', tmp_path, *flags) == 2
-    assert message in capsys.readouterr().err

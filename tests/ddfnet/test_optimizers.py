@@ -11,8 +11,8 @@ from timm.optim import create_optimizer_v2, list_optimizers
 from ddfnet.config import load_train_config
 from ddfnet.errors import UserError
 from ddfnet.training import command
-from ddfnet.training.components import create_optimizer
 from ddfnet.training.engine import Progress, train_epoch
+from ddfnet.training.optimization import create_optimizer
 from tests.ddfnet.conftest import TINY_RUN
 from tests.ddfnet.engine_parts import CPU, batches, network, parts, state
 
@@ -60,24 +60,6 @@ def test_optimiser_that_cannot_be_had(monkeypatch, name, message):
     monkeypatch.setitem(sys.modules, 'apex', types.SimpleNamespace(__spec__=ModuleSpec('apex', None)))
     with pytest.raises(UserError, match=message):
         create_optimizer(load_train_config(['DATA', '--opt', name, '--lr', '0.1']), network())
-
-
-@pytest.mark.parametrize(
-    ('flags', 'message'),
-    [
-        (['--bce-sum'], '--bce-sum has no effect without --bce-loss'),
-        (['--bce-target-thresh', '0.2'], '--bce-target-thresh has no effect without --bce-loss'),
-        (['--bce-pos-weight', '2'], '--bce-pos-weight has no effect without --bce-loss'),
-        (['--clip-mode', 'agc'], '--clip-mode has no effect without --clip-grad'),
-        (['--model-ema-warmup'], '--model-ema-warmup has no effect without --model-ema'),
-        (['--model-ema-force-cpu'], '--model-ema-force-cpu has no effect without --model-ema'),
-        (['--amp-dtype', 'bfloat16'], '--amp-dtype has no effect without --amp'),
-        (['--torchcompile-mode', 'default'], '--torchcompile-mode has no effect without --torchcompile'),
-    ],
-)
-def test_flag_without_the_one_it_needs(flags, message):
-    with pytest.raises(UserError, match=message):
-        load_train_config(['--dataset', 'digits', *flags])
 
 
 def test_compiled_model_is_saved_under_plain_names(run_command, tmp_path):
