@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from timm.utils import dispatch_clip_grad
 from torch import Tensor
 
 from ddfnet.distributed import Processes
 from ddfnet.seeding import reseed_step
 from ddfnet.training.components import Components
+from ddfnet.training.gradients import GradientClipper
 from ddfnet.training.guard import NonFiniteCount, StepGuard
 from ddfnet.training.optimization import learning_rate
 
@@ -48,12 +48,18 @@ class StepReport:
 
     step: int  # done in this epoch
     lr: float  # that the step used, of the first parameter group
-    loss: Tensor  # mean of this epoch so far, suppressed steps left out
+    loss_sum: Tensor  # of this epoch's batches so far, those of suppressed steps left out
+    accumulation: int  # batches of a step
     grad_norm: Tensor  # total L2 norm of this step's gradients, of all processes, before clipping
     nonfinite: Tensor  # suppressed steps of this epoch, int64
     correct: Tensor  # images since the epoch was started or resumed whose greatest output was their label, int64
     labelled: int  # images since then that had one label
     data_seconds: float  # since then spent on waiting for batches
+
+    @property
+    def loss(self) -> Tensor:
+        """Mean of this epoch so far, suppressed steps left out."""
+        return self.loss_sum / ((self.step - self.nonfinite) * self.accumulation)
 
 
 class _Tally:
@@ -68,9 +74,6 @@ class _Tally:
         self.data_seconds = 0.0
         self.nonfinite = NonFiniteCount(self.device, progress.nonfinite, progress.nonfinite_streak)
         self._before = progress.correct, progress.labelled
-
-    def mean_loss(self, step: int) -> Tensor:
-        return self.loss / ((step - self.nonfinite.total) * self.accumulation)
 
     def settle(self, progress: Progress, processes: Processes) -> None:
         """Brings the sums over all processes into the progress."""
@@ -107,12 +110,12 @@ def train_epoch(
     components.task.train()
     loader, run = components.train_loader, components.config.run
     tally = _Tally(components, progress, processes)
-    guard = _step_guard(components, processes)
+    guard, clip = _step_guard(components, processes), GradientClipper(components.config.optimizer, components.task)
     end = progress.step + loader.updates_left(progress.position)
     with contextlib.closing(loader.epoch(progress.epoch, progress.position)) as batches:
         while progress.step < end:
             lr = learning_rate(components.optimizer)
-            norm = _step(components, progress, processes, batches, tally, guard)
+            norm = _step(components, progress, processes, batches, tally, guard, clip)
             if components.config.distribution.synchronize_step and processes.device.type != 'cpu':
                 torch.accelerator.synchronize()
             progress.step += 1
@@ -120,7 +123,7 @@ def train_epoch(
             if report:
                 report(
                     StepReport(
-                        progress.step, lr, tally.mean_loss(progress.step), norm, tally.nonfinite.total, tally.correct,
+                        progress.step, lr, tally.loss, tally.accumulation, norm, tally.nonfinite.total, tally.correct,
                         tally.labelled, tally.data_seconds,
                     )
                 )  # fmt: skip
@@ -152,19 +155,20 @@ def _step(
     batches: Iterator[tuple[Tensor, Tensor]],
     tally: _Tally,
     guard: StepGuard,
+    clip: GradientClipper,
 ) -> Tensor:
     """One optimiser step, of grad_accum_steps batches. Returns the norm of its gradients."""
     guard.save()
-    loss = torch.zeros_like(tally.loss)
+    losses = []
     for micro_step in range(tally.accumulation):
         start = time.perf_counter()
         images, targets = next(batches)
         tally.data_seconds += time.perf_counter() - start
         reseed_step(components.config.run.seed, processes.device, 'step', progress.updates, micro_step, processes.rank)
-        loss += _backward(components, images, targets, tally, last=micro_step == tally.accumulation - 1)
-    norm, finite = _optimizer_step(components, progress, guard)
+        losses.append(_backward(components, images, targets, tally, last=micro_step == tally.accumulation - 1))
+    norm, finite = _optimizer_step(components, progress, guard, clip)
     tally.nonfinite.add(finite)
-    tally.loss += torch.where(finite, loss, 0)
+    tally.loss = tally.loss + torch.where(finite, sum(losses[1:], losses[0]), 0)
     return norm
 
 
@@ -179,15 +183,18 @@ def _backward(components: Components, images: Tensor, targets: Tensor, tally: _T
         with precision.autocast():
             result = task(precision.lay_out(images), targets)
         second_order = getattr(components.optimizer, 'is_second_order', False)  # it differentiates the gradients
-        with components.scaler.scaled(result['loss'] / tally.accumulation, last) as loss:
-            loss.backward(create_graph=second_order)
+        loss = result['loss'] / tally.accumulation if tally.accumulation > 1 else result['loss']
+        with components.scaler.scaled(loss, last) as scaled:
+            scaled.backward(create_graph=second_order)
     if targets.ndim == 1:
         tally.correct += (result['output'].detach().argmax(dim=1) == targets).sum()
         tally.labelled += len(targets)
     return result['loss'].detach()
 
 
-def _optimizer_step(components: Components, progress: Progress, guard: StepGuard) -> tuple[Tensor, Tensor]:
+def _optimizer_step(
+    components: Components, progress: Progress, guard: StepGuard, clip: GradientClipper
+) -> tuple[Tensor, Tensor]:
     """Clips and steps, and moves average and schedule on with it.
 
     A step with gradients that are no finite numbers is left out where the host may know, and then advances nothing;
@@ -198,7 +205,7 @@ def _optimizer_step(components: Components, progress: Progress, guard: StepGuard
     """
     optimizer, scaler = components.optimizer, components.scaler
     scaler.unscale()
-    norm = _clip(components)
+    norm = clip()
     finite = torch.isfinite(norm)
     host_decides = guard.host_decides_now
     if host_decides and not finite:
@@ -214,16 +221,3 @@ def _optimizer_step(components: Components, progress: Progress, guard: StepGuard
     scaler.update()
     optimizer.zero_grad()
     return norm, finite
-
-
-def _clip(components: Components) -> Tensor:
-    """Limits the gradients as configured. Returns their total norm as it was."""
-    clip, task = components.config.optimizer, components.task
-    parameters = [parameter for parameter in task.get_clip_parameters() if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
-    if clip.clip_grad is not None and clip.clip_mode == 'norm':
-        torch.nn.utils.clip_grads_with_norm_(parameters, clip.clip_grad, norm)
-    elif clip.clip_grad is not None:
-        limited = task.get_clip_parameters(exclude_head=clip.clip_mode == 'agc')
-        dispatch_clip_grad(limited, clip.clip_grad, mode=clip.clip_mode)
-    return norm

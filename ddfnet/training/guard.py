@@ -2,12 +2,16 @@
 
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from ddfnet.errors import UserError
+
+_Slot = tuple[dict[str, Any], str]  # where a module keeps a tensor, and its name there
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 
 
 class NonFiniteCount:
@@ -20,7 +24,7 @@ class NonFiniteCount:
 
     def add(self, finite: Tensor) -> None:
         """Takes whether a step's gradients were numbers, a boolean scalar on the device."""
-        self.total += ~finite
+        self.total = self.total + ~finite
         self.streak = torch.where(finite, 0, self.streak + 1)
         self.longest = torch.maximum(self.longest, self.streak)
 
@@ -48,12 +52,14 @@ class StepGuard:
     def __init__(
         self, model: torch.nn.Module, optimizer: Optimizer, ema_model: torch.nn.Module | None, host_decides: bool
     ) -> None:
-        self.model = model
         self.optimizer = optimizer
-        self.ema_model = ema_model
         self.host_decides = host_decides
+        self._device = next(model.parameters()).device
+        self._buffers = _slots([model], parameters=False)
+        self._tensors = _slots([model] if ema_model is None else [model, ema_model])
         self._live: list[Tensor] = []
         self._saved: list[Tensor] = []
+        self._by_size: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}  # their bits, as integers
 
     @property
     def host_decides_now(self) -> bool:
@@ -62,9 +68,10 @@ class StepGuard:
 
     def save(self) -> None:
         """To be called before a step's first forward pass, which moves the buffers."""
-        live = list(self.model.buffers() if self.host_decides_now else self._state())
+        live = list(self._read(self._buffers) if self.host_decides_now else self._state())
         if [tensor.data_ptr() for tensor in live] != [tensor.data_ptr() for tensor in self._live]:
             self._live, self._saved = live, [torch.empty_like(tensor) for tensor in live]
+            self._by_size = {}
         if live:
             torch._foreach_copy_(self._saved, [tensor.detach() for tensor in live])
 
@@ -76,15 +83,43 @@ class StepGuard:
 
     @torch.no_grad()
     def restore_unless(self, finite: Tensor) -> None:
-        """Puts back what `save` saw where `finite`, a boolean scalar on the device, is false."""
-        for live, saved in zip(self._live, self._saved):
-            live.copy_(torch.where(finite, live, saved))
+        """Puts back what `save` saw where `finite`, a boolean scalar on the device, is false; `save` must follow.
+
+        Chooses by multiplying the bits with 0 and 1, since that takes a few launches in all, not some for each tensor.
+        """
+        if not self._by_size:
+            for live, saved in zip(map(_bits, self._live), map(_bits, self._saved)):
+                group = self._by_size.setdefault(live.dtype, ([], []))
+                group[0].append(live)
+                group[1].append(saved)
+        for bits, (now, before) in self._by_size.items():
+            torch._foreach_mul_(now, finite.to(bits))
+            torch._foreach_mul_(before, (~finite).to(bits))
+            torch._foreach_add_(now, before)
 
     def _state(self) -> Iterator[Tensor]:
-        device = next(self.model.parameters()).device
-        modules = filter(None, (self.model, self.ema_model))
-        tensors = itertools.chain.from_iterable((*module.parameters(), *module.buffers()) for module in modules)
         states = (value for state in self.optimizer.state.values() for value in state.values())
         return (
-            tensor for tensor in itertools.chain(tensors, states) if torch.is_tensor(tensor) and tensor.device == device
+            tensor
+            for tensor in itertools.chain(self._read(self._tensors), states)
+            if torch.is_tensor(tensor) and tensor.device == self._device
         )
+
+    def _read(self, slots: list[_Slot]) -> Iterator[Tensor]:
+        """What is in the slots now; modules may have put other tensors there."""
+        return (tensors[name] for tensors, name in slots if tensors[name] is not None)
+
+
+def _slots(modules: list[torch.nn.Module], parameters: bool = True) -> list[_Slot]:
+    """Where the modules keep their buffers, and parameters if wanted; a tensor that several share once."""
+    found: dict[Any, _Slot] = {}
+    for module in itertools.chain.from_iterable(module.modules() for module in modules):
+        for tensors in (module._buffers, module._parameters) if parameters else (module._buffers,):
+            for name, tensor in tensors.items():
+                found[(id(module), name) if tensor is None else id(tensor)] = tensors, name
+    return list(found.values())
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    return real.view(_INTEGERS[real.element_size()])

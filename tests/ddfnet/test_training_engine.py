@@ -6,26 +6,34 @@ import itertools
 import pytest
 import torch
 from timm.scheduler import CosineLRScheduler
+from timm.task import ClassificationTask
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ddfnet.config import OptimizerConfig
 from ddfnet.errors import UserError
 from ddfnet.training import engine
 from ddfnet.training.engine import Progress, train_epoch
+from ddfnet.training.gradients import GradientClipper
 from tests.ddfnet.engine_parts import CPU, batches, network, parts, state
 
 SYNCHRONISING = {'aten::_local_scalar_dense', 'aten::is_nonzero', 'aten::item', 'aten::equal', 'aten::nonzero'}
 
 
-class SynchronisingCalls(TorchDispatchMode):
-    """Counts the calls for which an accelerator would have to be waited for."""
+class Calls(TorchDispatchMode):
+    """Lists the operators that are called."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.count = 0
+        self.names: list[str] = []
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.count += function.name().split('.')[0] in SYNCHRONISING
+        self.names.append(function.name().split('.')[0])
         return function(*args, **(kwargs or {}))
+
+    @property
+    def synchronising(self) -> int:
+        """Of them, those for which an accelerator would have to be waited for."""
+        return sum(name in SYNCHRONISING for name in self.names)
 
 
 def device_decides(monkeypatch) -> None:
@@ -78,6 +86,14 @@ def test_report_says_what_a_step_was():
     assert progress.top1 == 100 * progress.correct / 12
 
 
+def test_norm_of_half_precision_gradients_exceeds_their_range():
+    model = torch.nn.Linear(300, 300).half()
+    clip = GradientClipper(OptimizerConfig(), ClassificationTask(model, verbose=False))
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 1000)
+    assert clip().item() == pytest.approx(1000 * (300 * 300 + 300) ** 0.5, rel=1e-3)
+
+
 @pytest.mark.parametrize(('mode', 'limit'), [('norm', 1e-3), ('value', 1e-4), ('agc', 1e-3)])
 def test_clipping_limits_what_it_says(mode, limit):
     model = network(batch_norm=False).double()
@@ -124,6 +140,61 @@ def test_run_goes_on_after_a_suppressed_first_step(monkeypatch, decides):
     suppressed, expected = (parts(network().double(), used) for used in (poisoned(given, 0), given[1:]))
     assert train_epoch(suppressed, Progress(), CPU) == train_epoch(expected, Progress(), CPU)
     assert_equal_states(state(suppressed), state(expected))
+
+
+class Odd(torch.nn.Module):
+    """Keeps an integer, a flag and a complex number of 16 bytes, which change with every batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer('seen', torch.zeros((), dtype=torch.uint8))
+        self.register_buffer('odd', torch.zeros(3, dtype=torch.bool))
+        self.register_buffer('phase', torch.ones(2, dtype=torch.complex128))
+
+    def forward(self, images):
+        self.seen += 1
+        self.odd.logical_not_()
+        self.phase *= images.detach().mean()
+        return images
+
+
+def test_device_takes_back_buffers_of_every_kind(monkeypatch):
+    device_decides(monkeypatch)
+    given, found = batches(2), []
+    for used in (given[:1], poisoned(given, 1)):
+        components = parts(torch.nn.Sequential(Odd(), *network()).double(), used)
+        components.model.to(memory_format=torch.channels_last)
+        train_epoch(components, Progress(), CPU)
+        found.append(state(components))
+    assert_equal_states(*found)
+
+
+def test_device_takes_back_weights_that_two_modules_share(monkeypatch):
+    device_decides(monkeypatch)
+    given, found = batches(2), []
+    for used in (given[:1], poisoned(given, 1)):
+        model = network().double()
+        first, second = (torch.nn.Conv2d(1, 1, 1, bias=False).double() for _ in range(2))
+        second.weight = torch.nn.init.ones_(first.weight)
+        components = parts(torch.nn.Sequential(first, second, *model), used)
+        train_epoch(components, Progress(), CPU)
+        found.append(state(components))
+    assert_equal_states(*found)
+
+
+def test_taking_back_launches_no_kernels_for_each_tensor(monkeypatch):
+    device_decides(monkeypatch)
+    counts = []
+    for layers in (1, 20):
+        model = torch.nn.Sequential(*(torch.nn.BatchNorm2d(1) for _ in range(layers)), *network()).double()
+        components = parts(model, batches(2))
+        train_epoch(components, Progress(), CPU)  # makes the optimiser's state
+        guard = engine._step_guard(components, CPU)
+        guard.save()
+        with Calls() as calls:
+            guard.restore_unless(torch.tensor(False))
+        counts.append(len([name for name in calls.names if name not in ('aten::view', 'aten::detach')]))
+    assert counts[0] == counts[1] < 20
 
 
 def test_scaler_skips_advance_neither_average_nor_schedule():
@@ -176,8 +247,8 @@ def test_loop_waits_for_the_device_at_logging_steps_alone(monkeypatch, values, s
     scaler = torch.amp.GradScaler('cpu', enabled=scaled, init_scale=2.0)
     components = parts(model, batches(6, dtype=torch.float32), None, scaler, log_interval=6, **values)
     counts = []
-    with SynchronisingCalls() as calls:
-        train_epoch(components, Progress(), CPU, lambda report: counts.append(calls.count))
+    with Calls() as calls:
+        train_epoch(components, Progress(), CPU, lambda report: counts.append(calls.synchronising))
     # the first step makes the optimiser's state, the last is logged
     steps = [after - before for before, after in itertools.pairwise(counts)]
     assert steps == [1 if scaled else 0] * 5
