@@ -117,7 +117,7 @@ _OF_SCHEDULES = {
     'lr_cycle_mul': _CYCLIC,
     'lr_cycle_decay': _CYCLIC,
     'lr_cycle_limit': _CYCLIC,
-    'cooldown_epochs': _CYCLIC,
+    'cooldown_epochs': (*_CYCLIC, 'wsd', 'rsqrt'),
     'lr_k_decay': ('cosine', 'poly'),
     'min_lr': (*_CYCLIC, 'plateau', 'wsd', 'rsqrt'),
 }

@@ -15,6 +15,7 @@ from ddfnet.distributed import Processes
 from ddfnet.errors import UserError
 from ddfnet.training.components import Components
 from ddfnet.training.engine import Progress
+from ddfnet.training.optimization import restore_optimizer, restore_schedule, schedule_state
 from ddfnet.training.run_directory import RunDirectory
 
 
@@ -99,14 +100,16 @@ def save_run(
         'args': to_flat_dict(config),
         'version': 2,
         'metric': metric,
-        'run': {**asdict(progress), 'best': asdict(best)},
+        'run': {
+            **asdict(progress),
+            'best': asdict(best),
+            'scheduler': schedule_state(components.scheduler),
+        },
     }
     if ema_buffers:
         checkpoint['run']['ema_buffers'] = ema_buffers
     if components.task.has_ema():
         checkpoint |= components.task.get_checkpoint_state(ema=True)
-    if components.scheduler is not None:
-        checkpoint['run']['scheduler'] = _plain(components.scheduler.state_dict())
     if components.scaler.is_enabled():
         checkpoint[components.scaler.state_dict_key] = components.scaler.state_dict()
     write_checkpoint(checkpoint, directory.last)
@@ -154,27 +157,10 @@ def _restore_optimizer(components: Components, checkpoint: dict[str, Any], path:
     if 'optimizer' not in checkpoint:
         raise UserError(f'{path} holds no state of the optimiser: give --no-resume-opt to start a new one')
     try:
-        components.optimizer.load_state_dict(checkpoint['optimizer'])
+        restore_optimizer(components.optimizer, checkpoint['optimizer'], components.scheduler is not None)
     except (KeyError, ValueError) as error:
         raise UserError(f"{path}: its optimiser's state does not fit: {error}; give --no-resume-opt") from error
     scaler = components.scaler
     if scaler.state_dict_key in checkpoint and scaler.is_enabled():
         scaler.load_state_dict(checkpoint[scaler.state_dict_key])
-    scheduler = checkpoint.get('run', {}).get('scheduler')
-    if components.scheduler is not None and scheduler is not None:
-        components.scheduler.load_state_dict(scheduler)
-
-
-def _plain(value: Any) -> Any:
-    """Numbers, strings and containers only, so that a checkpoint opens without running code."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items() if _is_plain(item)}
-    return value
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, dict):
-        return True
-    if isinstance(value, list | tuple):
-        return all(_is_plain(item) for item in value)
-    return value is None or isinstance(value, bool | int | float | str)
+    restore_schedule(components.scheduler, checkpoint.get('run', {}).get('scheduler') or {})

@@ -6,7 +6,6 @@ import logging
 import math
 import sys
 
-from timm.scheduler import PlateauLRScheduler
 from timm.utils import distribute_bn
 
 from ddfnet.benchmarking.subjects import count_params
@@ -178,8 +177,7 @@ def _advance_schedule(components: Components, progress: Progress, metric: float 
     if scheduler is None:
         return
     scheduler.step_update(progress.updates)
-    if metric is not None or not isinstance(scheduler, PlateauLRScheduler):  # a plateau is one of the metric
-        scheduler.step(progress.epoch, metric)
+    scheduler.step(progress.epoch, metric)
 
 
 def _validate(components: Components, progress: Progress, processes: Processes, pauses: Pauses) -> dict[str, float]:

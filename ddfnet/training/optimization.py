@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers, optimizer_kwargs
-from timm.scheduler import create_scheduler_v2, scheduler_kwargs
+from timm.scheduler import PlateauLRScheduler, create_scheduler_v2, scheduler_kwargs
 from torch.optim import Optimizer
 
 from ddfnet.config import OptimizerConfig, TrainConfig
@@ -14,6 +14,8 @@ from ddfnet.config.values import did_you_mean
 from ddfnet.errors import UserError, first_line
 
 _OPTIONAL = (('fused', 'apex', "NVIDIA's apex"), ('bnb', 'bitsandbytes', 'bitsandbytes'))  # prefix, module, package
+_SETTINGS = ('weight_decay', 'momentum', 'betas', 'eps', 'lr_scale')
+_PLATEAU_STATE = ('best', 'num_bad_epochs', 'cooldown_counter', 'last_epoch')
 
 
 def first_learning_rate(config: TrainConfig, world_size: int) -> float:
@@ -83,3 +85,32 @@ def learning_rate(optimizer: Optimizer) -> float:
     """The schedule's current rate; layer decay has each group train at a share of it."""
     group = optimizer.param_groups[0]
     return group['lr'] / group.get('lr_scale', 1.0)
+
+
+def restore_optimizer(optimizer: Optimizer, state: dict[str, Any], scheduled: bool) -> None:
+    """Loads what the optimiser remembers; what it was set to stays as it is now, the rate too unless it is scheduled.
+
+    Raises:
+        KeyError, ValueError: The state is that of another optimiser.
+    """
+    settings = _SETTINGS if scheduled else (*_SETTINGS, 'lr')
+    now = [{name: group[name] for name in settings if name in group} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, own in zip(optimizer.param_groups, now):
+        group.update(own)
+
+
+def schedule_state(scheduler: Any) -> dict[str, Any]:
+    """What a schedule remembers beside the counts of epochs and steps: one that follows the metric, and only that."""
+    if not isinstance(scheduler, PlateauLRScheduler):
+        return {}
+    inner = scheduler.lr_scheduler
+    return {'restore_lr': scheduler.restore_lr, **{name: getattr(inner, name) for name in _PLATEAU_STATE}}
+
+
+def restore_schedule(scheduler: Any, state: dict[str, Any]) -> None:
+    """Loads what schedule_state gave."""
+    if isinstance(scheduler, PlateauLRScheduler):
+        scheduler.restore_lr = state.get('restore_lr')
+        for name in _PLATEAU_STATE:
+            setattr(scheduler.lr_scheduler, name, state.get(name, getattr(scheduler.lr_scheduler, name)))

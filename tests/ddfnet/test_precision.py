@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from timm import create_model
 
 import ddf
 from ddfnet.config import (
@@ -15,10 +16,12 @@ from ddfnet.config import (
     replace_values,
 )
 from ddfnet.errors import UserError
+from ddfnet.precision import Precision
 from ddfnet.training import command
 from ddfnet.training.engine import Progress, train_epoch
 from ddfnet.training.preflight import check_before_start
 from ddfnet.training.scaling import ApexScaler, import_apex
+from ddfnet.training.task import create_task
 from ddfnet.validation import main as validate
 from tests.ddfnet import apex_stand_in
 from tests.ddfnet.conftest import TINY_RUN
@@ -143,6 +146,23 @@ def test_weights_in_half_precision(run_command, tmp_path, capsys, dtype):
         found.append(json.loads(capsys.readouterr().out.splitlines()[-1])['loss'])
     assert found[0] == pytest.approx(found[1], rel=0.05)
     assert found[0] != found[1]
+
+
+@pytest.mark.parametrize('kind', ['logit', 'feature'])
+def test_teacher_in_half_precision(tmp_path, kind):
+    torch.save(create_model('test_resnet', num_classes=3).state_dict(), tmp_path / 'teacher.pth')
+    values = {
+        'kd_model_name': 'test_resnet', 'kd_checkpoint': str(tmp_path / 'teacher.pth'), 'kd_distill_type': kind,
+        'model_dtype': 'bfloat16', 'in_chans': 3, 'mean': (0.5,) * 3, 'std': (0.5,) * 3,
+    }  # fmt: skip
+    config = replace_values(TrainConfig(), values)
+    precision = Precision(config.precision, CPU.device)
+    student = precision.place(create_model('ddf_mul_resnet26', num_classes=3, channels=(8, 8, 16, 16)))
+    task = create_task(config, student, precision)
+    task(precision.lay_out(torch.randn(2, 3, 64, 64)), torch.tensor([0, 2]))['loss'].backward()
+    trained = list(task.trainable_module.parameters())
+    assert len(trained) == len(list(student.parameters())) + 2 * (kind == 'feature')  # its projection
+    assert {parameter.grad.dtype for parameter in trained} == {torch.bfloat16}
 
 
 def test_dry_run_in_half_precision(run_command, tmp_path, capsys):
