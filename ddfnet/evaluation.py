@@ -1,17 +1,19 @@
 """Exact metrics of a classifier over a whole set, in one process or many."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from timm.task import ClassificationEvaluator, evaluation_sample_limit
+from torch import Tensor
 
 from ddfnet.data.streams import WholeStream
 from ddfnet.data.unreadable import NO_LABEL, LenientDataset
 from ddfnet.distributed import Processes
 from ddfnet.errors import UserError
 from ddfnet.precision import Precision
+from ddfnet.scores import Score
 
 
 @torch.inference_mode()
@@ -23,6 +25,7 @@ def evaluate(
     report: Callable[[str], None] | None = None,
     report_interval: int = 10,
     on_batch: Callable[[], None] | None = None,
+    scores: Sequence[Score] = (),
 ) -> dict[str, float]:
     """Mean cross-entropy `loss`, `top1` and `top5` in percent, the `count` of images, how many more were `corrupt`, and
     `samples_per_s`.
@@ -33,38 +36,54 @@ def evaluate(
         loader: From `create_validation_loader`.
         report: Takes a line of progress every `report_interval` batches, in the primary process.
         on_batch: Called after every batch in every process, which all have equally many; not with a streamed set.
+        scores: Measured too; what they call like a metric takes its place.
 
     Raises:
         UserError: An image that cannot be read, unless the loader leaves them out.
     """
     model.eval()
-    lenient = isinstance(loader.dataset, LenientDataset)
     evaluator = ClassificationEvaluator(processes.device)
-    samples_left = evaluation_sample_limit(loader)  # without the padding of a shard
     streamed = isinstance(loader.dataset, WholeStream)
     batches = '' if streamed else f'/{len(loader)}'
     start = time.perf_counter()
-    for index, (images, targets) in enumerate(loader):
-        images = precision.lay_out(images.to(processes.device))
-        with precision.autocast():
-            output = model(images)
-        targets = targets.to(processes.device)
-        if samples_left is not None:
-            output, targets = output[:samples_left], targets[:samples_left]
-            samples_left -= len(targets)
-        if lenient:
-            readable = targets != NO_LABEL
-            output, targets = output[readable], targets[readable]
+    for index, (output, targets, positions) in enumerate(_predictions(model, loader, precision, processes)):
         evaluator.update(output, targets)
+        for score in scores:
+            score.update(output, targets, positions)
         if on_batch and not streamed:
             on_batch()
         if report and processes.is_primary and (index + 1) % report_interval == 0:
             metrics = evaluator.summary()
             report(f'[{index + 1:5d}{batches}] loss {metrics["loss"]:.4f}  top1 {metrics["top1"]:.3f} %')
     metrics = evaluator.compute(distributed=processes.distributed)
+    for score in scores:
+        metrics |= score.compute(processes)
     count = int(processes.total(evaluator.counts[0]))
     seconds = time.perf_counter() - start
     return {**metrics, 'count': count, 'corrupt': _left_out(loader, count, processes), 'samples_per_s': count / seconds}
+
+
+def _predictions(
+    model: torch.nn.Module, loader: Any, precision: Precision, processes: Processes
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Of each batch, without padding and unreadable images: outputs (B, classes) and labels (B,) on the device, and
+    positions in the data set (B,) on the CPU; those are missing for a stream."""
+    lenient = isinstance(loader.dataset, LenientDataset)
+    samples_left = evaluation_sample_limit(loader)  # without the padding of a shard
+    order = torch.tensor([] if isinstance(loader.dataset, WholeStream) else list(loader.sampler))
+    for images, targets in loader:
+        images = precision.lay_out(images.to(processes.device))
+        with precision.autocast():
+            output = model(images)
+        targets = targets.to(processes.device)
+        positions, order = order[: len(targets)], order[len(targets) :]
+        if samples_left is not None:
+            output, targets, positions = output[:samples_left], targets[:samples_left], positions[:samples_left]
+            samples_left -= len(targets)
+        if lenient:
+            readable = targets != NO_LABEL
+            output, targets, positions = output[readable], targets[readable], positions[readable.cpu()]
+        yield output, targets, positions
 
 
 def _left_out(loader: Any, count: int, processes: Processes) -> int:

@@ -10,21 +10,27 @@ from typing import Any
 
 import torch
 from timm.layers import apply_test_time_pool
+from timm.utils import decay_batch_step
 
+from ddfnet.benchmarking.memory import is_out_of_memory, release
 from ddfnet.checkpoints import checkpoint_settings, load_weights, read_checkpoint
-from ddfnet.config import ValidateConfig, load_validate_config, replace_values
-from ddfnet.data import class_names, create_validation_loader, is_streamed, open_dataset
+from ddfnet.config import EvaluationConfig, ValidateConfig, load_validate_config, replace_values
+from ddfnet.data import class_names, create_validation_loader, is_streamed, open_dataset, stop_workers
 from ddfnet.distributed import Processes, start_processes, stop_processes
-from ddfnet.errors import UserError, command
+from ddfnet.errors import UserError, command, first_line
 from ddfnet.evaluation import evaluate
 from ddfnet.models.build import build_model, check_forward, model_in_chans, resolve_input
 from ddfnet.precision import Precision
+from ddfnet.predictions import SomeClasses, Views, read_classes, size_for_views
+from ddfnet.scores import ClassScores, RealLabels, Score
 from ddfnet.seeding import reseed
 
 _DEFAULT_MODEL = 'ddf_mul_resnet50'
 _FROM_CHECKPOINT = (
     'model', 'model_kwargs', 'num_classes', 'in_chans', 'img_size', 'gp', 'mean', 'std', 'interpolation', 'crop_pct',
 )  # fmt: skip
+
+_ALWAYS = ('loss', 'top1', 'top5', 'count', 'corrupt', 'samples_per_s')
 
 _logger = logging.getLogger('ddfnet')
 
@@ -49,7 +55,8 @@ def main(argv: list[str]) -> None:
 
 def validate(config: ValidateConfig, processes: Processes) -> dict[str, Any]:
     """The result: model, top1, top1_err, top5, top5_err in percent, loss, count, corrupt (images left out),
-    param_count in millions, img_size in pixels, crop_pct, interpolation, samples_per_s.
+    param_count in millions, img_size in pixels, crop_pct, interpolation, samples_per_s; with --metrics-avg precision,
+    recall and F1 in percent, with --real-labels real_count (images that have such labels, which top1 and top5 are of).
 
     Raises:
         UserError: Data, model and checkpoint do not fit together.
@@ -65,8 +72,8 @@ def validate(config: ValidateConfig, processes: Processes) -> dict[str, Any]:
     names = class_names(dataset)
     num_classes = config.model.num_classes or (len(names) if names and data.dataset == 'digits' else None)
     model: Any = build_model(config.model, name, num_classes, in_chans)
-    if names is not None and len(names) > model.num_classes:
-        raise UserError(f'the data has {len(names)} classes, more than the {model.num_classes} of the model')
+    classes = read_classes(config.evaluation.valid_labels, model.num_classes) if config.evaluation.valid_labels else []
+    _check_classes(names, len(classes) or model.num_classes, config.evaluation.valid_labels)
     if checkpoint:
         load_weights(model, checkpoint, config.model.checkpoint, config.model.use_ema)
     use_test_size = not config.model.use_train_size
@@ -76,12 +83,73 @@ def validate(config: ValidateConfig, processes: Processes) -> dict[str, Any]:
     check_forward(model, settings['input_size'], config.evaluation.batch_size, train=False)
     param_count = sum(parameter.numel() for parameter in model.parameters())
     model = _with_test_pool(config, model, settings)
-    precision = Precision(config.precision, processes.device)
     if is_streamed(dataset) and processes.is_primary:
         _logger.info(f'{data.dataset} is streamed: images that cannot be read are left out by its reader')
-    loader = create_validation_loader(dataset, data, config.evaluation.batch_size, settings, processes)
-    metrics = evaluate(precision.place(model), loader, precision, processes, _logger.info, config.evaluation.log_freq)
+    metrics = _measure(config, model, classes, dataset, settings, processes)
     return _result(name, metrics, param_count, settings)
+
+
+def _check_classes(names: list[str] | None, predicted: int, valid_labels: str) -> None:
+    if names is not None and len(names) > predicted:
+        what = f'the {predicted} of --valid-labels' if valid_labels else f'the {predicted} of the model'
+        raise UserError(f'the data has {len(names)} classes, more than {what}')
+
+
+def _measure(
+    config: ValidateConfig,
+    model: Any,
+    classes: list[int],
+    dataset: Any,
+    settings: dict[str, Any],
+    processes: Processes,
+) -> dict[str, float]:
+    """Metrics of the model as asked for: of some classes, over views, with further scores; in batches that fit.
+
+    Raises:
+        UserError: Out of memory, with --retry even for a single image.
+    """
+    evaluation, num_classes = config.evaluation, len(classes) or model.num_classes
+    precision = Precision(config.precision, processes.device)
+    if classes:
+        model = SomeClasses(model, classes)
+    if evaluation.tta:
+        model = Views(model, evaluation.tta, settings['input_size'][1:])
+    settings = size_for_views(settings, evaluation.tta)
+    model = precision.place(model)
+    batch_size = evaluation.batch_size
+    while True:
+        loader = create_validation_loader(dataset, config.data, batch_size, settings, processes)
+        scores = _scores(evaluation, dataset, num_classes, processes)
+        try:
+            return evaluate(model, loader, precision, processes, _logger.info, evaluation.log_freq, scores=scores)
+        except Exception as error:  # allocators raise several kinds
+            if not is_out_of_memory(error):
+                raise
+            problem = first_line(error)
+        finally:
+            stop_workers(loader)
+        batch_size = _smaller_batch(batch_size, problem, evaluation.retry)
+        release(processes.device)
+
+
+def _scores(config: EvaluationConfig, dataset: Any, num_classes: int, processes: Processes) -> list[Score]:
+    scores: list[Score] = []
+    if config.metrics_avg:
+        scores.append(ClassScores(config.metrics_avg, num_classes, processes.device))
+    if config.real_labels:
+        scores.append(RealLabels(config.real_labels, dataset, num_classes))
+    return scores
+
+
+def _smaller_batch(batch_size: int, problem: str, retry: bool) -> int:
+    text = f'out of memory with a batch of {batch_size} ({problem})'
+    if not retry:
+        raise UserError(f'{text}: give a smaller --batch-size, or --retry, which halves it until it fits')
+    if batch_size == 1:
+        raise UserError(f'{text}: give a smaller --img-size')
+    smaller = decay_batch_step(batch_size, num_intra_steps=1)
+    _logger.warning(f'{text}: starting again with {smaller}')
+    return smaller
 
 
 def _with_settings_of(checkpoint: dict[str, Any], config: ValidateConfig) -> ValidateConfig:
@@ -124,6 +192,7 @@ def _result(name: str, metrics: Mapping[str, float], param_count: int, settings:
         'crop_pct': settings['crop_pct'],
         'interpolation': settings['interpolation'],
         'samples_per_s': round(metrics['samples_per_s'], 1),
+        **{key: round(value, 4) for key, value in metrics.items() if key not in _ALWAYS},
     }
 
 

@@ -3,6 +3,7 @@
 from ddfnet.config.augmentation import AugmentationConfig
 from ddfnet.config.checks import check
 from ddfnet.config.data import BatchConfig, DataConfig, DataSource, ValidateDataConfig
+from ddfnet.config.evaluation import EvaluationConfig
 from ddfnet.config.inference import BenchmarkConfig
 from ddfnet.config.loading import load_inference_config, load_train_config, load_validate_config
 from ddfnet.config.model import ModelConfig, ModelSource, ValidateModelConfig
@@ -11,7 +12,6 @@ from ddfnet.config.runtime import (
     BatchNormConfig,
     DistributionConfig,
     EmaConfig,
-    EvaluationConfig,
     PrecisionConfig,
     RunConfig,
     TrainPrecisionConfig,

@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 
 from ddfnet.config.contradictions import contradictions as train_contradictions
+from ddfnet.config.evaluation import contradictions as validate_contradictions
 from ddfnet.config.inference import contradictions as inference_contradictions
 from ddfnet.config.runtime import PrecisionConfig
-from ddfnet.config.schema import AnyConfig, InferenceConfig, TrainConfig, ValidateConfig, entries, to_flat_dict
+from ddfnet.config.schema import AnyConfig, InferenceConfig, TrainConfig, entries, to_flat_dict
 from ddfnet.config.unused import unused
 from ddfnet.config.values import convert, flag
 from ddfnet.errors import UserError
@@ -28,10 +29,10 @@ def _contradictions(config: AnyConfig) -> Iterator[str]:
     if isinstance(config, TrainConfig):
         yield from train_contradictions(config)
         yield from unused(config)
+    elif isinstance(config, InferenceConfig):
+        yield from inference_contradictions(config.benchmark)
     else:
-        yield from (
-            inference_contradictions(config.benchmark) if isinstance(config, InferenceConfig) else _validate(config)
-        )
+        yield from validate_contradictions(config)
 
 
 def _number_formats(precision: PrecisionConfig) -> Iterator[str]:
@@ -39,12 +40,3 @@ def _number_formats(precision: PrecisionConfig) -> Iterator[str]:
         yield f'--amp keeps weights in float32, --model-dtype {precision.model_dtype} does not: leave one of them out'
     if precision.amp_dtype != 'auto' and not precision.amp:
         yield '--amp-dtype has no effect without --amp: add that, or leave --amp-dtype out'
-
-
-def _validate(config: ValidateConfig) -> Iterator[str]:
-    if not config.data.data_dir and not config.data.dataset and not config.model.checkpoint:
-        yield 'no images to validate on: expected DATA_DIR, or --dataset digits'
-    if config.model.use_ema and not config.model.checkpoint:
-        yield '--use-ema takes the averaged weights of a checkpoint: give --checkpoint FILE, or leave --use-ema out'
-    if config.evaluation.results_format and not config.evaluation.results_file:
-        yield '--results-format has no effect without --results-file FILE: add that, or leave it out'

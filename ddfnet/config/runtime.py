@@ -119,21 +119,3 @@ class RunConfig:
     """Show augmented images and spatial filters in TensorBoard, at about ten epochs of a run."""
     dry_run: bool = False
     """Print what would run, try one optimiser step, and stop; nothing is written."""
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluationConfig:
-    """How a validation runs and what it leaves behind."""
-
-    batch_size: Annotated[Count, arg(aliases=['-b'])] = 256
-    """Images per process and forward pass."""
-    device: str = 'auto'
-    """Device, such as cuda, cuda:1, mps or cpu; auto takes the best there is."""
-    log_freq: Count = 10
-    """Batches between lines of progress."""
-    results_file: str = ''
-    """File that the results are written to."""
-    results_format: Literal['csv', 'json'] | None = None
-    """Format of that file; none goes by its suffix."""
-    seed: Seed = 42
-    """Seed of every random number."""

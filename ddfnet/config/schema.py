@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from ddfnet.config.augmentation import AugmentationConfig
 from ddfnet.config.data import BatchConfig, DataConfig, ValidateDataConfig
+from ddfnet.config.evaluation import EvaluationConfig
 from ddfnet.config.inference import BenchmarkConfig
 from ddfnet.config.model import ModelConfig, ValidateModelConfig
 from ddfnet.config.optimization import LossConfig, OptimizerConfig, ScheduleConfig
@@ -18,7 +19,6 @@ from ddfnet.config.runtime import (
     BatchNormConfig,
     DistributionConfig,
     EmaConfig,
-    EvaluationConfig,
     PrecisionConfig,
     RunConfig,
     TrainPrecisionConfig,

@@ -20,6 +20,7 @@ from ddfnet.config import load_train_config
 from ddfnet.data.keyed import KeyedDataset
 from ddfnet.distributed import Processes, start_processes, stop_processes
 from ddfnet.evaluation import evaluate
+from ddfnet.scores import ClassScores, RealLabels
 from ddfnet.training import command
 from ddfnet.training.components import build_components
 from ddfnet.training.engine import Progress, train_epoch
@@ -78,6 +79,16 @@ def accumulated(processes: Processes, accumulation: int = 2) -> dict[str, Any]:
     return {'events': events, 'gradients': gradients}
 
 
+class ValidationNames:
+    """Of 16 images, as ImageNet's are called."""
+
+    def name(self, index: int) -> str:
+        return f'ILSVRC2012_val_{index + 1:08d}.JPEG'
+
+    def __len__(self) -> int:
+        return 16
+
+
 def damaged(processes: Processes, data_dir: str, batch_size: int) -> dict[str, Any]:
     """Damaged images that this process met, what it says of all, and what is logged."""
     config = load_train_config([data_dir, *DAMAGED_RUN, '-b', str(batch_size)])
@@ -91,12 +102,11 @@ def damaged(processes: Processes, data_dir: str, batch_size: int) -> dict[str, A
     with mock.patch.object(tally, 'add', wraps=tally.add) as add:
         list(components.train_loader.epoch(0))
     replaced = components.train_loader.count_replaced(processes)
-    metrics = evaluate(components.model, components.validation_loader, components.precision, processes)
+    scores = [ClassScores('macro', 2, processes.device), RealLabels(f'{data_dir}/real.json', ValidationNames(), 2)]
+    metrics = evaluate(components.model, components.validation_loader, components.precision, processes, scores=scores)
+    del metrics['samples_per_s']
     logger.removeHandler(handler)
-    return {
-        'met': add.call_count, 'replaced': replaced, 'count': metrics['count'], 'corrupt': metrics['corrupt'],
-        'lines': lines,
-    }  # fmt: skip
+    return {'met': add.call_count, 'replaced': replaced, 'metrics': metrics, 'lines': lines}
 
 
 def run(*flags: str) -> list[tuple[list[torch.Tensor], list[torch.Tensor]]]:

@@ -1,6 +1,7 @@
 """What two real processes over gloo do alike, share and sum, from one launch; tests.ddfnet.rank_checks runs in them."""
 
 import csv
+import json
 from datetime import timedelta
 
 import pytest
@@ -19,11 +20,12 @@ from tests.ddfnet.test_distributed import torchrun
 
 @pytest.fixture(scope='module')
 def damaged_images(tmp_path_factory):
-    """16 images for training, of which 5 are damaged, and 10 for validation, of which 2 are."""
+    """16 images for training, of which 5 are damaged, and 16 for validation, of which 2 are."""
     root = image_folders(tmp_path_factory.mktemp('damaged'), classes=2, per_class=8)
     for split, folder, count in (('train', 'digit0', 3), ('train', 'digit1', 2), ('val', 'digit1', 2)):
         for path in sorted((root / split / folder).iterdir())[:count]:
             path.write_bytes(path.read_bytes()[:200])
+    (root / 'real.json').write_text(json.dumps([[number % 2] if number % 3 else [] for number in range(16)]))
     return root
 
 
@@ -57,15 +59,17 @@ def test_gradients_are_reduced_once_per_optimiser_step_and_are_those_of_the_whol
                 torch.testing.assert_close(gradient, other, rtol=1e-12, atol=1e-15)
 
 
-def test_damaged_images_of_all_ranks_are_counted_and_named(ranks, damaged_images):
+def test_damaged_images_of_all_ranks_are_counted_and_named_and_others_scored(ranks, damaged_images):
     alone = damaged(CPU, str(damaged_images), batch_size=8)
     found = [rank['damaged'] for rank in ranks]
     assert alone['replaced'] >= 5
     assert all(rank['met'] for rank in found)
     assert sum(rank['met'] for rank in found) == alone['replaced']
-    for key in ('replaced', 'count', 'corrupt'):
-        assert {rank[key] for rank in found} == {alone[key]}
-    assert (alone['count'], alone['corrupt']) == (14, 2)
+    assert [rank['replaced'] for rank in found] == [alone['replaced']] * 2
+    assert found[0]['metrics'] == found[1]['metrics'] == pytest.approx(alone['metrics'])
+    assert {name: alone['metrics'][name] for name in ('count', 'corrupt', 'real_count')} == {
+        'count': 14, 'corrupt': 2, 'real_count': 9,
+    }  # fmt: skip
     assert found[0]['lines'] == alone['lines']
     assert [line for line in alone['lines'] if str(damaged_images) in line] == alone['lines'][-2:]
     assert found[1]['lines'] == []
