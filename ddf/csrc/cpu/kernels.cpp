@@ -6,6 +6,7 @@
 #include "planes_filter_gradients.h"
 #include "planes_gather.h"
 #include "transposed.h"
+#include "whole_planes_gather.h"
 
 #ifndef DDF_CPU_CAPABILITY
 #define DDF_CPU_CAPABILITY default
@@ -43,6 +44,8 @@ void gather(const Call& call, const AxisSet& rows, const AxisSet& columns, const
   };
   if (has_pixels<T>(call, source) && has_pixels<T>(call, output)) {
     gather_pixels(call, source, output);
+  } else if (gathers_whole_planes<T>(call, rows, columns, source, output)) {
+    gather_whole_planes<T>(call, rows[0], columns[0], source, output);
   } else if (gathers_transposed<T>(call, columns, source, output)) {
     gather_transposed<T>(call, rows, columns, source, output, gather_pixels);
   } else {

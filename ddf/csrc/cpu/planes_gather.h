@@ -29,10 +29,8 @@ GatherTiling make_gather_tiling(const Call& call, const AxisSet& rows, const Axi
   tiling.rows = larger<int64_t>(kTileElements / (taps * round_up(tiling.columns, lanes)), 1);
   tiling.row_tiles = ceil_divide(rows.outputs(), smaller(tiling.rows, rows.outputs()));
   tiling.rows = ceil_divide(rows.outputs(), tiling.row_tiles);
-  const int64_t tasks = call.batch * call.head * tiling.row_tiles * tiling.column_tiles;
-  const int64_t groups = ceil_divide(channels_per_head(call), kChannelGroup);
-  // few tasks would leave threads idle, or uneven loads: two to four a thread are wanted
-  tiling.channel_chunks = tasks >= 2 * call.threads ? 1 : smaller(groups, ceil_divide(4 * call.threads, tasks));
+  tiling.channel_chunks = chunks_for_threads(call, call.batch * call.head * tiling.row_tiles * tiling.column_tiles,
+                                             ceil_divide(channels_per_head(call), kChannelGroup));
   return tiling;
 }
 

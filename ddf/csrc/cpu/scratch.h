@@ -55,6 +55,12 @@ void parallel(const Call& call, int64_t tasks, const Body& body) {
   });
 }
 
+// How often each of `tasks` is divided, by groups of channels: few tasks would leave threads idle, or uneven loads; two to
+// four a thread are wanted.
+inline int64_t chunks_for_threads(const Call& call, int64_t tasks, int64_t groups) {
+  return tasks >= 2 * call.threads ? 1 : smaller(groups, ceil_divide(4 * call.threads, tasks));
+}
+
 // Calls body with the call's Combine as a template argument. The inner loops are made for each, what is around them
 // once.
 template <typename Body>

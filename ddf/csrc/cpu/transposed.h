@@ -10,11 +10,10 @@
 #include "pixels_filter_gradients.h"
 #include "pixels_gather.h"
 #include "transpose.h"
+#include "whole_planes_gather.h"
 
 namespace ddf {
 namespace {
-
-inline bool has_whole_planes(const Array& map, int64_t width) { return map.column == 1 && map.row == width; }
 
 // Where channels fill vectors so much better than the columns of a plane that two transpositions pay: measured on one
 // processor with AVX-512.

@@ -106,6 +106,11 @@ struct Conversion<BFloat16, lanes> {
   using W = Lanes<uint32_t, lanes>;
   using N = Lanes<uint16_t, lanes>;
   static DDF_INLINE F load(const BFloat16* from) {
+#if defined(__AVX512F__)
+    if constexpr (lanes == 16) {  // in one instruction, where the compiler would take four
+      return same_bits<F>(same_bits<W>(_mm512_cvtepu16_epi32(load_raw<__m256i>(from))) << 16);
+    }
+#endif
     return same_bits<F>(convert_lanes<lanes, W>(load_raw<N>(from)) << 16);
   }
   // To nearest, ties to even; NaN stays NaN.

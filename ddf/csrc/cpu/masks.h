@@ -1,0 +1,67 @@
+// Masked loads and stores, and the lanes of a plane whose taps meet the map.
+#pragma once
+
+#include "pixels.h"
+
+namespace ddf {
+namespace {
+
+// Whether the instruction set loads and stores some lanes of a vector at no cost.
+#if defined(__AVX512F__)
+constexpr bool kHasMasks = true;
+
+using Mask = __mmask16;  // a bit per lane of float
+
+DDF_INLINE Vector<float> load_masked(const float* from, Mask mask) {
+  return same_bits<Vector<float>>(_mm512_maskz_loadu_ps(mask, from));
+}
+
+DDF_INLINE void store_masked(float* to, Vector<float> value, Mask mask) {
+  _mm512_mask_storeu_ps(to, mask, same_bits<__m512>(value));
+}
+
+// sum + a * b in the lanes of the mask; costs as much as without one, where masking a load costs an instruction.
+DDF_INLINE Vector<float> add_product(Vector<float> sum, Vector<float> a, Vector<float> b, Mask mask) {
+  return same_bits<Vector<float>>(
+      _mm512_mask3_fmadd_ps(same_bits<__m512>(a), same_bits<__m512>(b), same_bits<__m512>(sum), mask));
+}
+
+// The lanes in which 0 <= value < bound.
+DDF_INLINE Mask lanes_within(Lanes<int32_t, 16> value, int32_t bound) {
+  return _mm512_cmplt_epu32_mask(same_bits<__m512i>(value), _mm512_set1_epi32(bound));
+}
+// The lanes of vectors [begin, end) of a plane for which a tap meets the map: bits to (row taps, column taps, vectors).
+DDF_NOINLINE inline void make_tap_masks(const Axis& rows, const Axis& columns, Range vectors, Mask* to) {
+  constexpr int lanes = kLanes<float>;
+  const auto width = static_cast<int32_t>(columns.outputs), height = static_cast<int32_t>(rows.outputs);
+  const auto first_tap = [](const Axis& axis) { return static_cast<int32_t>(axis.source_origin); };
+  const auto tap_step = [](const Axis& axis) { return static_cast<int32_t>(axis.source_tap_step); };
+  auto row = static_cast<int32_t>(vectors.begin * lanes / width);
+  auto column = static_cast<int32_t>(vectors.begin * lanes % width);
+  for (int64_t v = 0; v < vectors.size(); ++v) {
+    Lanes<int32_t, lanes> at_row, at_column;
+    for (int i = 0; i < lanes; ++i) {
+      at_row[i] = row;
+      at_column[i] = column;
+      if (++column == width) {
+        column = 0;
+        ++row;
+      }
+    }
+    const Mask on_plane = lanes_within(at_row, height);
+    for (int64_t n = 0; n < rows.taps; ++n) {
+      const int32_t down = first_tap(rows) + static_cast<int32_t>(n) * tap_step(rows);
+      const Mask row_mask = on_plane & lanes_within(at_row + down, height);
+      for (int64_t m = 0; m < columns.taps; ++m) {
+        const int32_t right = first_tap(columns) + static_cast<int32_t>(m) * tap_step(columns);
+        to[(n * columns.taps + m) * vectors.size() + v] = row_mask & lanes_within(at_column + right, width);
+      }
+    }
+  }
+}
+#else
+constexpr bool kHasMasks = false;
+#endif
+
+}  // namespace
+}  // namespace ddf

@@ -1,0 +1,240 @@
+// Forward pass and gradient of the input at stride 1, for maps whose planes lie in one piece, where the instruction set
+// has masks.
+//
+// A plane is taken as one long row: a tap reads it at a constant distance from the output, and a mask clears the lanes
+// in which that misses the map, above or below or by running into the neighbouring row. So vectors are full whatever
+// the width, and maps in float are read and written where they lie. A task is a range of vectors of some channels of one
+// image and head. Half precision, and filters that pass FilterNorm first, are converted to scratch.
+#pragma once
+
+#include "planes.h"
+#include "whole_planes_registers.h"
+
+namespace ddf {
+namespace {
+
+inline bool has_whole_planes(const Array& map, int64_t width) { return map.column == 1 && map.row == width; }
+
+#if defined(__AVX512F__)
+// How a call is cut: vectors of a plane in a tile, and chunks of channels.
+struct PlaneTiling {
+  int64_t vectors, tiles, tile_vectors, channel_chunks;
+
+  explicit PlaneTiling(const Call& call) {
+    constexpr int64_t kTileElements = 40 << 10;  // of the spatial filter: they stay in the second cache
+    vectors = ceil_divide(call.height * call.width, kLanes<float>);
+    tile_vectors = larger<int64_t>(kTileElements / taps_of(call) / kLanes<float>, 1);
+    tiles = ceil_divide(vectors, tile_vectors);
+    tile_vectors = ceil_divide(vectors, tiles);
+    tiles = ceil_divide(vectors, tile_vectors);
+    channel_chunks = chunks_for_threads(call, call.batch * call.head * tiles, channels_per_head(call) / kPlaneChannels);
+  }
+
+  Range tile(int64_t index) const {
+    return {index * tile_vectors, smaller((index + 1) * tile_vectors, vectors)};
+  }
+};
+
+// Some positions of planes in scratch, seen from where position 0 would lie.
+struct PlaneScratch {
+  float* data;
+  Range positions;
+  int64_t pitch;  // from one plane to the next
+
+  float* origin() const { return data - positions.begin; }
+
+  template <typename T>
+  void load(int64_t plane, Range range, const T* from, const Array& strides, int64_t width) const {
+    float* to = origin() + plane * pitch;
+    if (has_whole_planes(strides, width)) return copy(to + range.begin, from + range.begin, range.size());
+    for (int64_t position = range.begin; position < range.end;) {
+      const int64_t row = position / width, column = position % width;
+      const int64_t count = smaller(width - column, range.end - position);
+      copy_strided(to + position, 1, from + row * strides.row + column * strides.column, strides.column, count);
+      position += count;
+    }
+  }
+};
+
+// The work of one thread: its scratch, and what lies there for the tile at hand.
+template <typename T>
+class WholePlanesWorker {
+ public:
+  WholePlanesWorker(const Call& call, const Axis& rows, const Axis& columns, const PlaneTiling& tiling,
+                    const Array& source, const Array& output)
+      : call_(call), rows_(rows), columns_(columns), tiling_(tiling), source_(source), output_(output) {
+    const int64_t first = first_tap(), last = last_tap();
+    reach_ = larger(larger(first, -first), larger(last, -last));
+    const Range on_map = outputs_on_map(rows, {0, rows.taps});
+    inner_ = {ceil_divide(larger(on_map.begin * call.width, -first), kLanes<float>),
+              smaller(on_map.end * call.width, positions() - last) / kLanes<float>};
+    const int64_t tile = tiling.tile_vectors * kLanes<float>, pitch = tile + 2 * round_up(reach_, kLanes<float>);
+    const int64_t filter = round_up(kPlaneChannels * taps_of(call), kLanes<float>);
+    const int64_t spatial = spatial_in_tensor() ? 0 : taps_of(call) * pitch;
+    const int64_t maps = in_tensors() ? 0 : kPlaneChannels * (pitch + kOutputs) + 2 * pitch;
+    const int64_t masks = ceil_divide(rows.taps * columns.taps * tiling.tile_vectors, 2);
+    filter_ = thread_scratch<float>(filter + spatial + maps + masks);
+    spatial_scratch_ = {filter_ + filter, {}, pitch};
+    source_scratch_ = {spatial_scratch_.data + spatial + pitch, {}, pitch};
+    output_scratch_ = source_scratch_.data + kPlaneChannels * pitch + pitch;
+    masks_ = reinterpret_cast<Mask*>(filter_ + filter + spatial + maps);
+  }
+
+  void run(int64_t task) {
+    const int64_t chunk = task % tiling_.channel_chunks, rest = task / tiling_.channel_chunks;
+    const int64_t tile = rest % tiling_.tiles, map = rest / tiling_.tiles;
+    const int64_t head = map % call_.head, image = map / call_.head;
+    load_tile(tile, image, head);
+    const int64_t groups = channels_per_head(call_) / kPlaneChannels, first = head * channels_per_head(call_);
+    const int64_t end = groups * (chunk + 1) / tiling_.channel_chunks;
+    for (int64_t group = groups * chunk / tiling_.channel_chunks; group < end; ++group) {
+      run_group(image, first + group * kPlaneChannels);
+    }
+  }
+
+ private:
+  static constexpr int64_t kBlockVectors = 32, kOutputs = kBlockVectors * kLanes<float>;
+
+  bool in_tensors() const { return __is_same(T, float); }
+  bool spatial_in_tensor() const {
+    return in_tensors() && !call_.normalize && has_whole_planes(call_.spatial_filter, call_.width);
+  }
+  int64_t positions() const { return call_.height * call_.width; }
+
+  // From an output to what a tap reads.
+  int64_t first_tap() const { return rows_.source_origin * call_.width + columns_.source_origin; }
+  int64_t last_tap() const {
+    return first_tap() + (rows_.taps - 1) * rows_.source_tap_step * call_.width +
+           (columns_.taps - 1) * columns_.source_tap_step;
+  }
+
+  void load_tile(int64_t tile, int64_t image, int64_t head) {
+    vectors_ = tiling_.tile(tile);
+    if (tile != loaded_tile_) make_tap_masks(rows_, columns_, vectors_, masks_);
+    if (tile == loaded_tile_ && image == loaded_image_ && head == loaded_head_) return;
+    loaded_tile_ = tile;
+    loaded_image_ = image;
+    loaded_head_ = head;
+    const Range outputs{vectors_.begin * kLanes<float>, smaller(vectors_.end * kLanes<float>, positions())};
+    const Range inputs{larger<int64_t>(outputs.begin - reach_, 0), smaller(outputs.end + reach_, positions())};
+    source_scratch_.positions = inputs;
+    if constexpr (__is_same(T, float)) {
+      if (spatial_in_tensor()) {
+        spatial_ = spatial_in_place<float>(call_, rows_, columns_, 0, image, head);
+        return;
+      }
+    }
+    load_spatial(image, head, rows_.weights_at_source ? inputs : outputs);
+  }
+
+  void load_spatial(int64_t image, int64_t head, Range range) {
+    const int64_t taps = taps_of(call_), pitch = spatial_scratch_.pitch;
+    spatial_scratch_.positions = range;
+    for (int64_t t = 0; t < taps; ++t) {
+      spatial_scratch_.load(t, range, at<const T>(call_.spatial_filter, image, head * taps + t), call_.spatial_filter,
+                            call_.width);
+      float* plane = spatial_scratch_.data + t * pitch;
+      for (int64_t i = range.size(); i < pitch; ++i) plane[i] = 0;
+    }
+    if (call_.normalize) normalize_row(spatial_scratch_.data, taps, pitch, static_cast<float>(call_.norm_gain));
+    Call in_scratch = call_;
+    in_scratch.spatial_filter = {spatial_scratch_.origin(), 0, pitch, call_.width, 1};
+    spatial_ = spatial_in_place<float>(in_scratch, rows_, columns_, 0, 0, 0);
+  }
+
+  void run_group(int64_t image, int64_t channel) {
+    PlaneGroup group{};
+    group.source_tap_row = rows_.source_tap_step * call_.width;
+    group.source_tap_column = columns_.source_tap_step;
+    group.spatial = spatial_;
+    group.channel_filter =
+        load_channel_filters(call_.channel_filter, at<const T>(call_.channel_filter, image, channel), rows_, columns_,
+                             kPlaneChannels, rows_.taps, filter_);
+    group.masks = masks_ - vectors_.begin;
+    group.masks_tap = vectors_.size();
+    group.positions = positions();
+    if constexpr (__is_same(T, float)) {
+      group.source = at<const float>(source_, image, channel) + first_tap();
+      group.source_channel = source_.channel;
+      group.output = at<float>(output_, image, channel);
+      group.output_channel = output_.channel;
+      group.has_neighbours = source_.channel == positions() && reach_ + kLanes<float> <= positions() && channel > 0 &&
+                             channel + kPlaneChannels < call_.channels;
+      gather(group, vectors_);
+    } else {
+      group.source = source_scratch_.origin() + first_tap();
+      group.source_channel = source_scratch_.pitch;
+      group.output_channel = kOutputs;
+      group.has_neighbours = true;
+      gather_in_scratch(group, image, channel);
+    }
+  }
+
+  // A few vectors at a time, which stay in the first cache from conversion to conversion.
+  void gather_in_scratch(PlaneGroup& group, int64_t image, int64_t channel) {
+        Range inputs{0, source_scratch_.positions.begin};
+    for (int64_t v = vectors_.begin; v < vectors_.end; v += kBlockVectors) {
+      const Range vectors{v, smaller(v + kBlockVectors, vectors_.end)};
+      const Range outputs{v * kLanes<float>, smaller(vectors.end * kLanes<float>, positions())};
+      inputs = {inputs.end, smaller(outputs.end + reach_, source_scratch_.positions.end)};
+      for (int i = 0; i < kPlaneChannels; ++i) {
+        source_scratch_.load(i, inputs, at<const T>(source_, image, channel + i), source_, call_.width);
+      }
+      group.output = output_scratch_ - outputs.begin;
+      gather(group, vectors);
+      for (int i = 0; i < kPlaneChannels; ++i) {
+        copy(at<T>(output_, image, channel + i) + outputs.begin, output_scratch_ + i * kOutputs,
+             outputs.size());
+      }
+    }
+  }
+
+  void gather(const PlaneGroup& group, Range vectors) {
+    with_combine(call_, [&]<Combine combine>() {
+      if (rows_.taps == 3) return gather_range<combine, 3>(group, vectors, inner_);
+      if (rows_.taps == 5) return gather_range<combine, 5>(group, vectors, inner_);
+      gather_range<combine, 7>(group, vectors, inner_);
+    });
+  }
+
+  const Call& call_;
+  const Axis &rows_, &columns_;
+  const PlaneTiling& tiling_;
+  const Array &source_, &output_;
+  int64_t reach_;  // how far from an output its taps read
+  Range inner_;    // vectors whose taps read nothing outside of their plane
+  float *filter_, *output_scratch_;
+  Mask* masks_;
+  PlaneScratch spatial_scratch_, source_scratch_;
+  SpatialView<float> spatial_{};
+  Range vectors_{};
+  int64_t loaded_tile_ = -1, loaded_image_ = -1, loaded_head_ = -1;
+};
+#endif
+
+// Where forward pass and gradient of the input go this way.
+template <typename T>
+bool gathers_whole_planes(const Call& call, const AxisSet& rows, const AxisSet& columns, const Array& source,
+                          const Array& output) {
+  return kHasMasks && known_taps<typename Computed<T>::type, kChannelGroup>(rows[0], columns[0]) > 0 &&
+         call.stride == 1 && channels_per_head(call) % kPlaneChannels == 0 && has_whole_planes(source, call.width) &&
+         has_whole_planes(output, call.width);
+}
+
+template <typename T>
+void gather_whole_planes([[maybe_unused]] const Call& call, [[maybe_unused]] const Axis& rows,
+                         [[maybe_unused]] const Axis& columns, [[maybe_unused]] const Array& source,
+                         [[maybe_unused]] const Array& output) {
+#if defined(__AVX512F__)
+  if constexpr (!__is_same(T, double)) {
+    const PlaneTiling tiling(call);
+    parallel(call, call.batch * call.head * tiling.tiles * tiling.channel_chunks, [&](int64_t begin, int64_t end) {
+      WholePlanesWorker<T> worker(call, rows, columns, tiling, source, output);
+      for (int64_t task = begin; task < end; ++task) worker.run(task);
+    });
+  }
+#endif
+}
+
+}  // namespace
+}  // namespace ddf
