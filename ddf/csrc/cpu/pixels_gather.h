@@ -10,12 +10,15 @@
 namespace ddf {
 namespace {
 
-// A run of pixels of one output row; distances in elements.
+// Register tiles of some pixels, side by side or one below the other, and side by side themselves, that the same taps
+// serve; distances in elements.
 template <typename T, typename A>
 struct PixelRun {
+  int64_t tiles, source_tile, spatial_tile, output_tile;  // how many, and from one to the next
   const A* source;  // at the first pixel, tap (0, 0), which may lie off the map
   int64_t source_pixel, source_tap_row, source_tap_column;
-  SpatialView<A> spatial;  // data at the first pixel
+  SpatialView<A> spatial;  // data at the first pixel; of its distances those between taps count
+  int64_t spatial_pixel;
   const A* channel_filter;
   int64_t filter_tap_row, filter_tap_column;
   T* output;
@@ -23,52 +26,76 @@ struct PixelRun {
   Range tap_rows, tap_columns;
 };
 
-template <Combine combine, int pixels, int vectors, typename T, typename A>
+// The number of taps in a row, as far as the compiler may know it: 3, few enough for one sum, or any.
+constexpr int kFewTaps = 0, kAnyTaps = -1;
+
+template <Combine combine, int taps, int pixels, int vectors, typename T, typename A>
 DDF_INLINE void gather_pixels(const PixelRun<T, A>& run, int64_t channel) {
   constexpr int lanes = kLanes<A>;
-  Vector<A> sums[pixels][vectors] = {}, earlier_rows[pixels][vectors] = {};
+  Vector<A> sums[pixels][vectors] = {};
+  [[maybe_unused]] Vector<A> earlier_rows[pixels][vectors] = {};
   const int64_t first_row = run.tap_rows.begin, first_column = run.tap_columns.begin;
-  const int64_t tap_columns = run.tap_columns.size(), pixel = run.source_pixel;
+  const int64_t tap_columns = taps > 0 ? taps : run.tap_columns.size();
+  const int64_t pixel = run.source_pixel, spatial_pixel = run.spatial_pixel, output_pixel = run.output_pixel;
   const A* x_row = run.source + first_row * run.source_tap_row + first_column * run.source_tap_column + channel;
   const A* s_row = run.spatial.data + first_row * run.spatial.tap_row + first_column * run.spatial.tap_column;
   const A* c_row = run.channel_filter + first_row * run.filter_tap_row + first_column * run.filter_tap_column + channel;
   for (int64_t n = first_row; n < run.tap_rows.end; ++n) {
     const A *x = x_row, *s = s_row, *c = c_row;
+#pragma GCC unroll 3
     for (int64_t m = 0; m < tap_columns; ++m) {
       Vector<A> spatial[pixels];
-      for (int p = 0; p < pixels; ++p) spatial[p] = broadcast(s[p * run.spatial.column]);
+      const A* at_pixel[pixels];
+      for (int p = 0; p < pixels; ++p) {
+        spatial[p] = broadcast(s[p * spatial_pixel]);
+        at_pixel[p] = opaque(p == 0 ? x : at_pixel[p - 1] + pixel);
+      }
       for (int v = 0; v < vectors; ++v) {
         const Vector<A> filter = load(c + v * lanes);
         for (int p = 0; p < pixels; ++p) {
-          sums[p][v] += tap_weight<combine>(filter, spatial[p]) * load(x + p * pixel + v * lanes);
+          sums[p][v] += tap_weight<combine>(filter, spatial[p]) * load(at_pixel[p] + v * lanes);
         }
       }
-      x += run.source_tap_column;
-      s += run.spatial.tap_column;
-      c += run.filter_tap_column;
+      x = opaque(x + run.source_tap_column);
+      s = opaque(s + run.spatial.tap_column);
+      c = opaque(c + run.filter_tap_column);
     }
     x_row += run.source_tap_row;
     s_row += run.spatial.tap_row;
     c_row += run.filter_tap_row;
-    if (tap_columns > kMostTapsInOneSum) {
+    if constexpr (taps == kAnyTaps) {
       end_tap_row<pixels * vectors>(&sums[0][0], &earlier_rows[0][0], n + 1 == run.tap_rows.end);
     }
   }
+  T* output = run.output + channel;
   for (int p = 0; p < pixels; ++p) {
-    for (int v = 0; v < vectors; ++v) store(run.output + p * run.output_pixel + channel + v * lanes, sums[p][v]);
+    for (int v = 0; v < vectors; ++v) store(output + p * output_pixel + v * lanes, sums[p][v]);
   }
 }
 
 // All channels of a head. The last vector overlaps the one before: it computes the same values again.
-template <Combine combine, int pixels, typename T, typename A>
-DDF_NOINLINE void gather_channels(const PixelRun<T, A>& run, int64_t channels) {
+template <Combine combine, int taps, int pixels, typename T, typename A>
+DDF_NOINLINE void gather_channels(PixelRun<T, A> run, int64_t channels) {
   constexpr int lanes = kLanes<A>, most = kAccumulators / (pixels > 1 ? pixels : 2);
-  int64_t channel = 0;
-  for (; channel + most * lanes <= channels; channel += most * lanes) {
-    gather_pixels<combine, pixels, most>(run, channel);
+  for (int64_t tile = 0; tile < run.tiles; ++tile) {
+    int64_t channel = 0;
+    for (; channel + most * lanes <= channels; channel += most * lanes) {
+      gather_pixels<combine, taps, pixels, most>(run, channel);
+    }
+    for (; channel + lanes <= channels; channel += lanes) gather_pixels<combine, taps, pixels, 1>(run, channel);
+    if (channel < channels) gather_pixels<combine, taps, pixels, 1>(run, channels - lanes);
+    run.source += run.source_tile;
+    run.spatial.data += run.spatial_tile;
+    run.output += run.output_tile;
   }
-  for (; channel + lanes <= channels; channel += lanes) gather_pixels<combine, pixels, 1>(run, channel);
-  if (channel < channels) gather_pixels<combine, pixels, 1>(run, channels - lanes);
+}
+
+template <Combine combine, int pixels, typename T, typename A>
+void gather_channels_of(const PixelRun<T, A>& run, int64_t channels) {
+  const int64_t taps = run.tap_columns.size();
+  if (taps == 3) return gather_channels<combine, 3, pixels>(run, channels);
+  if (taps <= kMostTapsInOneSum) return gather_channels<combine, kFewTaps, pixels>(run, channels);
+  gather_channels<combine, kAnyTaps, pixels>(run, channels);
 }
 
 template <typename T>
@@ -86,7 +113,8 @@ class PixelWorker {
         tile_rows_(tile_rows),
         source_(source),
         output_(output),
-        inner_(outputs_on_map(columns, {0, columns.taps})) {
+        inner_rows_(outputs_on_map(rows, {0, rows.taps})),
+        inner_columns_(outputs_on_map(columns, {0, columns.taps})) {
     const int64_t filter_size = round_up(rows.taps * columns.taps * call.channels, kLanes<A>);
     const int64_t spatial =
         in_place() ? 0 : SpatialTile<T>(call, row_set_, column_set_, {0, tile_rows}, {0, columns.outputs}).size();
@@ -105,12 +133,7 @@ class PixelWorker {
     loaded_image_ = image;
     const Range range{tile * tile_rows_, smaller((tile + 1) * tile_rows_, rows_.outputs)};
     const PixelRows<T> source(call_, row_set_, columns_, range, source_, image, source_scratch_);
-    for (int64_t head = 0; head < call_.head; ++head) {
-      const SpatialView<A> spatial = view(image, head, range);
-      for (int64_t row = range.begin; row < range.end; ++row) {
-        run_row(image, head, row, source, spatial, row - range.begin);
-      }
-    }
+    for (int64_t head = 0; head < call_.head; ++head) run_head(image, head, range, source);
   }
 
  private:
@@ -126,39 +149,58 @@ class PixelWorker {
     return tile.view(0, 0, spatial_scratch_);
   }
 
-  void run_row(int64_t image, int64_t head, int64_t row, const PixelRows<T>& map, const SpatialView<A>& spatial,
-               int64_t tile_row) {
+  // Of so many neighbours that all taps serve; others come one by one.
+  static int64_t pixels_of_a_tile(int64_t alike, int64_t most) { return alike >= most ? most : alike >= 2 ? 2 : 1; }
+
+  void run_head(int64_t image, int64_t head, Range range, const PixelRows<T>& map) {
     const int64_t first = head * channels_per_head(call_);
+    const SpatialView<A> spatial = view(image, head, range);
     PixelRun<T, A> run{};
-    run.source_pixel = columns_.source_step * map.column;
     run.source_tap_row = map.tap_row;
     run.source_tap_column = columns_.source_tap_step * map.column;
     run.spatial = spatial;
     run.channel_filter = filters_ + first;
     run.filter_tap_row = columns_.taps * call_.channels;
     run.filter_tap_column = call_.channels;
-    run.output_pixel = columns_.output_step * output_.column;
-    run.tap_rows = taps_on_map(rows_, row);
-    const A* source = map.data + tile_row * map.row + columns_.source_origin * map.column + first;
-    T* output = at<T>(output_, image, first) + (rows_.output_origin + row * rows_.output_step) * output_.row +
+    const A* source = map.data + columns_.source_origin * map.column + first;
+    T* output = at<T>(output_, image, first) + rows_.output_origin * output_.row +
                 columns_.output_origin * output_.column;
     // a register tile of two pixels and many channels is best, where there are as many
     const int64_t most = channels_per_head(call_) >= kAccumulators / 2 * kLanes<A> ? 2 : 4;
-    for (int64_t column = 0; column < columns_.outputs;) {
-      const bool inner = column >= inner_.begin && column < inner_.end;
-      const int64_t alike = inner ? inner_.end - column : 1;  // pixels from here on that the same taps serve
-      const int64_t pixels = alike >= most ? most : alike >= 2 ? 2 : 1;
-      run.tap_columns = inner ? Range{0, columns_.taps} : taps_on_map(columns_, column);
-      run.source = source + column * run.source_pixel;
-      run.spatial.data = spatial.data + tile_row * spatial.row + column * spatial.column;
-      run.output = output + column * run.output_pixel;
-      with_combine(call_, [&]<Combine combine>() {
-        if (pixels == 4) return gather_channels<combine, 4>(run, channels_per_head(call_));
-        if (pixels == 2) return gather_channels<combine, 2>(run, channels_per_head(call_));
-        gather_channels<combine, 1>(run, channels_per_head(call_));
-      });
-      column += pixels;
+    const int64_t source_column = columns_.source_step * map.column;
+    const int64_t output_row = rows_.output_step * output_.row, output_column = columns_.output_step * output_.column;
+    for (int64_t row = range.begin; row < range.end;) {
+      const int64_t left = row < inner_rows_.begin ? 1 : smaller(inner_rows_.end, range.end) - row;
+      const int64_t rows = pixels_of_a_tile(left, most), tile_row = row - range.begin;
+      run.tap_rows = taps_on_map(rows_, row);
+      for (int64_t column = 0; column < columns_.outputs;) {
+        const int64_t left = column < inner_columns_.begin ? 1 : larger<int64_t>(inner_columns_.end - column, 1);
+        // pixels one below the other share most of the rows that they read, which stay in the first cache
+        const int64_t columns = rows > 1 ? 1 : pixels_of_a_tile(left, most);
+        run.tiles = left / columns;
+        run.source_tile = columns * source_column;
+        run.spatial_tile = columns * spatial.column;
+        run.output_tile = columns * output_column;
+        run.source_pixel = rows > 1 ? map.row : source_column;
+        run.spatial_pixel = rows > 1 ? spatial.row : spatial.column;
+        run.output_pixel = rows > 1 ? output_row : output_column;
+        run.tap_columns = taps_on_map(columns_, column);
+        run.source = source + tile_row * map.row + column * source_column;
+        run.spatial.data = spatial.data + tile_row * spatial.row + column * spatial.column;
+        run.output = output + row * output_row + column * output_column;
+        run_tiles(run, rows * columns);
+        column += run.tiles * columns;
+      }
+      row += rows;
     }
+  }
+
+  void run_tiles(const PixelRun<T, A>& run, int64_t pixels) {
+    with_combine(call_, [&]<Combine combine>() {
+      if (pixels == 4) return gather_channels_of<combine, 4>(run, channels_per_head(call_));
+      if (pixels == 2) return gather_channels_of<combine, 2>(run, channels_per_head(call_));
+      gather_channels_of<combine, 1>(run, channels_per_head(call_));
+    });
   }
 
   const Call& call_;
@@ -166,7 +208,7 @@ class PixelWorker {
   const AxisSet row_set_, column_set_;
   const int64_t tile_rows_;
   const Array &source_, &output_;
-  const Range inner_;  // the output columns for which every tap meets the map
+  const Range inner_rows_, inner_columns_;  // the outputs for which every tap meets the map
   A *filters_, *spatial_scratch_, *source_scratch_;
   int64_t loaded_image_ = -1;
 };
