@@ -1,7 +1,9 @@
 """How training images are varied."""
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
+
+from tyro.conf import arg
 
 from ddfnet.config.values import Count, NonNegative, Positive, Probability, Whole
 
@@ -10,10 +12,11 @@ from ddfnet.config.values import Count, NonNegative, Positive, Probability, Whol
 class AugmentationConfig:
     """Variation of the training images."""
 
-    no_aug: bool = False
-    """Resize and crop as in validation; nothing at random."""
+    no_aug: Annotated[bool, arg(name='aug')] = False
+    """Vary the training images at random; off resizes and crops them as in validation, and erases nothing."""
     train_crop_mode: Literal['rrc', 'rkrc', 'rkrr'] | None = None
-    """Random resized crop (rrc, also where none), or ratio-keeping crop (rkrc) or resize (rkrr)."""
+    """Random resized crop (rrc, also where none); or a resize that about keeps the ratio, then a crop, central
+    (rkrc) or random (rkrr)."""
     scale: tuple[Positive, Positive] = (0.08, 1.0)
     """Least and greatest area of the random crop, as a share of the image."""
     ratio: tuple[Positive, Positive] = (0.75, 1.3333)
@@ -31,7 +34,7 @@ class AugmentationConfig:
     gaussian_blur_prob: Probability | None = None
     """Probability of a Gaussian blur."""
     aa: str | None = 'rand-m7-mstd0.5-inc1'
-    """Policy of automatic augmentation (rand-..., augmix-..., original, v0, 3a)."""
+    """Policy of automatic augmentation (rand-..., augmix-..., original, v0, 3a), or none."""
     aug_repeats: Whole = 0
     """Times that an image is repeated in an epoch, each time varied anew; an epoch stays as long. 0 does not repeat."""
     aug_splits: Whole = 0
@@ -51,7 +54,7 @@ class AugmentationConfig:
     cutmix_minmax: tuple[Probability, Probability] | None = None
     """Least and greatest side of the cutmix patch as a share of the image; turns cutmix on in place of its alpha."""
     mixup_prob: Probability = 1.0
-    """Probability of mixup or cutmix."""
+    """Probability that a batch, pair or image is mixed at all."""
     mixup_switch_prob: Probability = 0.5
     """Probability of cutmix where both are on."""
     mixup_mode: Literal['batch', 'pair', 'elem'] = 'batch'
@@ -59,7 +62,7 @@ class AugmentationConfig:
     mixup_off_epoch: Whole = 0
     """Epoch from which on nothing is mixed; 0 never stops."""
     train_interpolation: Literal['random', 'bilinear', 'bicubic', 'nearest', 'box', 'hamming', 'lanczos'] = 'random'
-    """Interpolation that resizes training images; random draws bilinear or bicubic."""
+    """Interpolation that resizes training images; random draws bilinear or bicubic, and is bilinear with no-aug."""
 
     @property
     def mixes(self) -> bool:

@@ -91,7 +91,8 @@ def apply_command_line(argv: list[str], config: Config, command: type[_Command],
     Prints and exits with 0 for --help; exits with 2, as tyro does, where a flag lacks its value. Raises UserError for
     unknown flags, for values of the wrong kind and for two different data folders.
     """
-    sections: dict[str, Any] = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    shown = _without_double_negatives(config)
+    sections: dict[str, Any] = {field.name: getattr(shown, field.name) for field in dataclasses.fields(shown)}
     parsed, unknown = tyro.cli(
         command,
         prog=prog,
@@ -108,12 +109,28 @@ def apply_command_line(argv: list[str], config: Config, command: type[_Command],
         raise UserError(_unexpected(positional[0]))
     if unknown:
         raise UserError(_unknown(unknown, command))
-    words = {name: value for name, value in values_of(parsed).items() if isinstance(value, Tokens | bool)}
+    values = values_of(_without_double_negatives(cast('Any', parsed)))
+    words = {name: value for name, value in values.items() if isinstance(value, Tokens | bool)}
     if positional:
         if words.get('data_dir', positional) != positional:
             raise UserError(f'expected one folder of images, got {positional[0]!r} and --data-dir: keep one')
         words['data_dir'] = positional
     return replace_values(config, {name: _convert(name, value, names[name].hint) for name, value in words.items()})
+
+
+def _without_double_negatives(config: Config) -> Config:
+    """The configuration with its `no_...` switches turned over, and back again.
+
+    They have names without `no_` on the command line (`arg(name=...)`), so that tyro's pair is --aug/--no-aug.
+    """
+    values, names = values_of(config), entries(type(config))
+    negative = [name for name, entry in names.items() if name.startswith('no_') and _is_switch(entry)]
+    return replace_values(config, {name: not values[name] for name in negative})
+
+
+def _is_switch(entry: Entry) -> bool:
+    kind = field_type(entry.hint)
+    return kind is not None and kind.item is bool
 
 
 def _convert(name: str, words: Any, hint: Any) -> Any:
@@ -129,7 +146,11 @@ def _unknown(words: list[str], command: type[_Command]) -> str:
     if not unknown:
         return _unexpected(words[0])
     names = entries(command)
-    switches = [f'no_{name}' for name, entry in names.items() if entry.hint is bool]
+    switches = [
+        name.removeprefix('no_') if name.startswith('no_') else f'no_{name}'
+        for name, entry in names.items()
+        if _is_switch(entry)
+    ]
     own = ['config', 'local_rank'] if command is TrainCommand else []
     flags = [flag(name)[2:] for name in (*names, *switches, *own)]
     return 'unknown flag ' + ', '.join(word + did_you_mean(word, flags, '--') for word in unknown) + '; see --help'

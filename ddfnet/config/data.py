@@ -30,8 +30,8 @@ class DataSource:
     """Loader processes of each process; 0 loads in the process itself."""
     pin_mem: bool = False
     """Load into page-locked memory, for faster copies to the GPU."""
-    no_prefetcher: bool = False
-    """Do without timm's prefetcher, which normalises on the device while the next batch loads."""
+    no_prefetcher: Annotated[bool, arg(name='prefetcher')] = False
+    """Normalise and erase on the device while the next batch loads, by timm's prefetcher; off does so in the loader."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -51,9 +51,9 @@ class ModelConfig(ModelSource):
     drop: BelowOne = 0.0
     """Dropout rate before the classifier."""
     drop_path: BelowOne | None = None
-    """Rate at which residual branches are dropped (stochastic depth)."""
+    """Rate at which residual branches are dropped (stochastic depth), rising to it over the layers."""
     drop_block: BelowOne | None = None
-    """Rate at which blocks of a feature map are dropped (DropBlock)."""
+    """Rate at which blocks of a feature map are dropped (DropBlock), in models that have it, such as ResNets."""
     bn_momentum: UpToOne | None = None
     """Share that a batch has in BatchNorm's running statistics; none keeps the model's."""
     bn_eps: Positive | None = None
@@ -70,10 +70,14 @@ class ModelConfig(ModelSource):
 
 @dataclasses.dataclass(frozen=True)
 class ValidateModelConfig(ModelSource):
-    """The network to validate and its input."""
+    """The network to validate and its input; what is not given is the checkpoint's, else the model's."""
 
     model: Annotated[str | None, arg(aliases=['-m'])] = None
     """Name of the model; none takes it from the checkpoint, else ddf_mul_resnet50."""
+    pretrained: bool = False
+    """Take the published weights, where there are any."""
+    num_classes: Count | None = None
+    """Classes; none takes them from the checkpoint, else from the model, or the 10 of digits."""
     checkpoint: str = ''
     """Checkpoint file with the weights."""
     use_ema: bool = False

@@ -19,15 +19,15 @@ class OptimizerConfig:
     opt_betas: tuple[BelowOne, ...] | None = None
     """The optimiser's betas; none keeps its own."""
     momentum: BelowOne = 0.9
-    """Momentum."""
+    """Momentum, of optimisers that take it."""
     weight_decay: NonNegative = 1e-4
-    """Weight decay; biases and one-dimensional weights are spared."""
+    """Weight decay; biases, one-dimensional weights and what the model names are spared."""
     clip_grad: Positive | None = None
-    """Limit of the gradients; none does not clip."""
+    """Limit of the gradients of a step; none does not clip."""
     clip_mode: Literal['norm', 'value', 'agc'] = 'norm'
     """What is limited: the total norm, each value, or each unit's norm relative to its weights."""
     layer_decay: UpToOne | None = None
-    """Factor of the learning rate from each layer group to the one before it."""
+    """Factor of the learning rate from each group of layers to the one before it, through the schedule."""
     opt_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Further arguments of the optimiser."""
 
@@ -37,7 +37,7 @@ class ScheduleConfig:
     """Learning rate over the run; lengths are in epochs."""
 
     epochs: Count = 120
-    """Epochs of the schedule, cool-down not counted."""
+    """Epochs of the schedule, or of its first cycle; cool-down and prefixed warm-up come on top."""
     start_epoch: Whole | None = None
     """Epoch to start counting from; none starts at 0 or where a resumed run stopped."""
     sched: Literal['cosine', 'tanh', 'step', 'multistep', 'plateau', 'poly', 'wsd', 'rsqrt', 'constant', 'none'] = (
@@ -53,7 +53,7 @@ class ScheduleConfig:
     lr_base_size: Count = 256
     """Images per optimiser step that lr-base is meant for."""
     lr_base_scale: Literal['', 'linear', 'sqrt'] = ''
-    """How the rate follows the images per step; empty chooses by optimiser (linear for sgd)."""
+    """How the rate follows the images per step; empty is sqrt for optimisers named ada... or lamb, else linear."""
     warmup_epochs: Whole = 5
     """Epochs in which the rate rises from warmup-lr to lr."""
     warmup_lr: NonNegative = 1e-4
@@ -61,11 +61,11 @@ class ScheduleConfig:
     warmup_prefix: bool = False
     """Put the warm-up before the schedule rather than inside it."""
     cooldown_epochs: Whole = 10
-    """Epochs at min-lr after the schedule."""
+    """Epochs at min-lr after the schedule (cosine, tanh, poly, wsd, rsqrt)."""
     min_lr: NonNegative = 1e-5
-    """Lowest learning rate of the schedule."""
+    """Lowest learning rate of the schedule (not step, multistep, constant)."""
     decay_epochs: Positive = 30.0
-    """Epochs between decays (step), or length of the decay, below 1 as a share of the run (wsd, rsqrt)."""
+    """Epochs between decays (step), or length of the decay, below 1 as a share of what follows warm-up (wsd, rsqrt)."""
     decay_milestones: tuple[Count, ...] = (90, 180, 270)
     """Epochs at which the rate decays (multistep)."""
     decay_rate: Annotated[Positive, arg(aliases=['--dr'])] = 0.1
@@ -73,11 +73,11 @@ class ScheduleConfig:
     patience_epochs: Whole = 10
     """Epochs without a better metric before a decay (plateau)."""
     lr_cycle_mul: Positive = 1.0
-    """Factor of the length from one cycle to the next."""
+    """Factor of the length from one cycle to the next (cosine, tanh, poly)."""
     lr_cycle_decay: Positive = 0.5
-    """Factor of the rate from one cycle to the next."""
+    """Factor of the rate from one cycle to the next (cosine, tanh, poly)."""
     lr_cycle_limit: Count = 1
-    """Number of cycles."""
+    """Number of cycles (cosine, tanh, poly)."""
     lr_k_decay: Positive = 1.0
     """Exponent of k-decay (cosine, poly); 1 is the plain schedule."""
     lr_noise: tuple[Probability, ...] | None = None
@@ -85,7 +85,7 @@ class ScheduleConfig:
     lr_noise_pct: NonNegative = 0.67
     """Limit of the noise as a share of the rate."""
     lr_noise_std: NonNegative = 1.0
-    """Standard deviation of the noise."""
+    """Standard deviation of the noise as a share of the rate."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +113,7 @@ class LossConfig:
     task_loss_weight: NonNegative | None = None
     """Weight of the labels' loss; none is 1."""
     kd_temperature: Positive = 4.0
-    """Temperature of the outputs that are matched."""
+    """Temperature of the outputs that are matched (logit)."""
     bce_pos_weight: Positive | None = None
     """Weight of the positive targets in binary cross-entropy."""
     jsd_loss: bool = False

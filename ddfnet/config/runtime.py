@@ -15,7 +15,7 @@ class PrecisionConfig:
     """Number formats and memory layout."""
 
     amp: bool = False
-    """Automatic mixed precision."""
+    """Compute in a lower precision where that is safe (automatic mixed precision); weights stay in float32."""
     amp_dtype: Literal['auto', 'float16', 'bfloat16'] = 'auto'
     """Lower precision of amp; auto is float16 on CUDA, bfloat16 on the CPU."""
     model_dtype: Literal['float32', 'float16', 'bfloat16'] | None = None
@@ -98,19 +98,19 @@ class RunConfig:
     seed: Seed = 42
     """Seed of every random number."""
     log_interval: Count = 50
-    """Optimiser steps between lines of progress."""
+    """Optimiser steps between lines of progress; an epoch's last step has one too."""
     val_interval: Count = 1
-    """Epochs between validations."""
+    """Validate after every so many epochs, and after the last."""
     checkpoint_hist: Whole = 10
     """Keep the checkpoints of so many epochs, the best ones, beside the last and the best."""
     checkpoint_interval: Annotated[str, arg(aliases=['--recovery-interval'])] = '0'
     """Save within epochs too: every so many optimiser steps (300) or minutes (10m); 0 saves after epochs alone."""
     resume: str = ''
     """Checkpoint to go on from, or auto for the run folder's last one."""
-    no_resume_opt: bool = False
-    """Leave the optimiser's state out when going on from a checkpoint."""
+    no_resume_opt: Annotated[bool, arg(name='resume-opt')] = False
+    """Go on with the checkpoint's state of the optimiser too; off starts a new one."""
     eval_metric: Literal['top1', 'top5', 'loss'] = 'top1'
-    """Validation metric that decides which checkpoint is best."""
+    """Validation metric that decides which checkpoint is best; of the average of the weights where there is one."""
     max_nonfinite: Count = 10
     """Stop after so many optimiser steps in a row whose gradients were no finite numbers; none of them is applied."""
     tensorboard: bool = True

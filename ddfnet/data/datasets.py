@@ -1,6 +1,7 @@
 """Opens a data set by name: the built-in digits, or whatever timm's create_dataset takes."""
 
 import dataclasses
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,7 @@ def _locate(name: str, root: str | None, split: str) -> str | None:
 def _open_with_timm(source: DataSource, split: str, mode: str, download: bool, more: dict[str, Any]) -> Any:
     name = source.dataset
     root = _locate(name, source.data_dir, split)
+    _check_package(name)
     class_map = source.class_map
     if class_map and not Path(class_map).is_file() and not (Path(root or '') / class_map).is_file():
         raise UserError(f'class map not found: {class_map}')
@@ -136,10 +138,14 @@ def _open_with_timm(source: DataSource, split: str, mode: str, download: bool, m
         raise UserError(_why_not_opened(name, root, error)) from error
 
 
-def _why_not_opened(name: str, root: str | None, error: Exception) -> str:
+def _check_package(name: str) -> None:
+    """Raises UserError where the package that reads a kind of data is missing; timm would print lines of its own."""
     package = _PACKAGES.get(_kind(name))
-    if package and (isinstance(error, ImportError) or 'Please install' in str(error)):
-        return f'data set {name!r} needs the package {package}, which is not installed: pip install {package}'
+    if package and find_spec(package) is None:
+        raise UserError(f'data set {name!r} needs the package {package}, which is not installed: pip install {package}')
+
+
+def _why_not_opened(name: str, root: str | None, error: Exception) -> str:
     text = f'cannot open data set {name or "folder"!r}{f" at {root}" if root else ""}: {first_line(error)}'
     if 'unexpected keyword argument' in str(error):
         text += '; leave out the key or class map that this kind of data does not take'

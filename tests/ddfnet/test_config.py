@@ -95,7 +95,7 @@ def test_keyword_arguments_are_literals_where_they_can_be() -> None:
 
 def test_command_line_overrides_file_overrides_defaults(tmp_path: Path) -> None:
     path = write(tmp_path, 'epochs: 50\nlr: 0.2\namp: true\nimg-size: 192\ndata_dir: FILE\nno_aug: true\n')
-    config = train(f'-c {path} --lr 0.3 --no-amp --img-size none --no-no-aug')
+    config = train(f'-c {path} --lr 0.3 --no-amp --img-size none --aug')
     assert (config.schedule.epochs, config.schedule.lr, config.schedule.warmup_epochs) == (50, 0.3, 5)
     assert (config.precision.amp, config.model.img_size, config.augmentation.no_aug) == (False, None, False)
     assert config.data.data_dir == 'DATA'
@@ -298,6 +298,23 @@ def test_help_names_every_flag_within_80_columns(load: Any, capsys: Any, monkeyp
     config_type = TrainConfig if load is load_train_config else ValidateConfig
     assert [name for name in entries(config_type) if f'--{name.replace("_", "-")}' not in text] == []
     assert max(map(len, text.splitlines())) <= 80
+
+
+@pytest.mark.parametrize('name', ['no_prefetcher', 'no_aug', 'no_resume_opt'])
+def test_switches_with_negative_names_are_turned_back_by_the_positive_one(
+    tmp_path: Path, name: str, capsys: Any
+) -> None:
+    path, negative = write(tmp_path, f'resume: a.pth\n{name}: true'), '--' + name.replace('_', '-')
+    positive = negative.replace('--no-', '--')
+    section = entries(TrainConfig)[name].section
+    for words, expected in (('', False), (negative, True), (f'-c {path}', True), (f'-c {path} {positive}', False)):
+        assert getattr(getattr(train(f'--resume a.pth {words}'), section), name) is expected
+    with pytest.raises(SystemExit):
+        train(f'-c {path} --help')
+    text = ' '.join(capsys.readouterr().out.replace('│', ' ').split())
+    assert f'{positive}, {negative}' in text
+    assert '--no-no' not in text
+    assert f'did you mean {positive}?' in message('DATA', positive[:-1])
 
 
 def test_help_shows_the_files_values_as_defaults(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,8 @@ from ddfnet.data.images import FewerSamples
 from ddfnet.data.keyed import KeyedSampler
 from ddfnet.distributed import Processes
 from ddfnet.errors import UserError
+from ddfnet.training import command
+from tests.ddfnet.conftest import TINY_MODEL
 
 CPU = Processes(torch.device('cpu'))
 INPUT = {
@@ -162,3 +164,17 @@ raise SystemExit(7)
 """
     result = subprocess.run([sys.executable, '-c', program], timeout=50, check=False, capture_output=True, text=True)
     assert result.returncode == 7, result.stderr
+
+
+@pytest.mark.parametrize(
+    ('name', 'package'),
+    [('hfds/x', 'datasets'), ('hfids/x', 'datasets'), ('TFDS/x', 'tensorflow_datasets'), ('wds/x', 'webdataset')],
+)
+def test_missing_package_is_one_line(run_command, tmp_path, monkeypatch, capsys, name, package):
+    monkeypatch.setattr('ddfnet.data.datasets.find_spec', lambda module: None)
+    flags = [tmp_path, *TINY_MODEL, '--dataset', name, '--device', 'cpu', '--output', tmp_path / 'out']
+    assert run_command(command.main, *flags) == 2
+    found = capsys.readouterr()
+    assert found.out == ''
+    expected = f'data set {name!r} needs the package {package}, which is not installed: pip install {package}'
+    assert found.err == f'error: {expected}\n'
