@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ddfnet.benchmarking.budget import Budget
 from ddfnet.benchmarking.operations import LABELS
 from ddfnet.benchmarking.progress import Progress
 from ddfnet.benchmarking.report import check_targets, table_text, write_csv, write_json
@@ -23,6 +24,7 @@ from ddfnet.precision import Precision
 
 _PAPER_SIZES = ('7', '14', '28', '56', '112', '224', '2x256x200x300')
 _DEFAULT_BUDGET_S = 60.0
+_RESERVE = 1.3
 _PUBLISHED_IMG_SIZE = 224
 
 
@@ -45,14 +47,15 @@ def main(argv: list[str]) -> None:
         try:
             environment = session.environment()
             print(_header(environment, config, Precision(config.precision, device)), flush=True)
+            budget = _budget(config.benchmark, tables, start)
             for table in tables:
                 measured.append(table)
-                _measure(session, table, measured, _deadline(config.benchmark, start), progress)
+                _measure(session, table, budget, progress)
             complete = True
         finally:
             progress.clear()
             _write(config, measured, environment, complete, accuracies)
-    print(_hints(config.benchmark, measured), end='')
+    print(_hints(config.benchmark, measured, time.monotonic() - start), end='')
     if failed := [row for table in measured for row in table.rows if row.failed]:
         print(*(f'{row.label}: {row.details}' for row in failed if row.details), sep='\n', file=sys.stderr)
         sys.exit(1)
@@ -108,18 +111,17 @@ def _check(config: BenchmarkConfig) -> dict[str, float]:
     return {**published, **(read_accuracies(config.accuracy_file) if config.accuracy_file else {})}
 
 
-def _deadline(config: BenchmarkConfig, start: float) -> float | None:
-    if config.budget is not None:
-        return start + config.budget
-    return None if config.model or config.sizes else start + _DEFAULT_BUDGET_S
+def _budget(config: BenchmarkConfig, tables: Sequence[Table], start: float) -> Budget | None:
+    """None where everything is to be measured."""
+    if config.budget is None and (config.model or config.sizes):
+        return None
+    return Budget(tables, start + (config.budget or _DEFAULT_BUDGET_S), config.min_time)
 
 
-def _measure(
-    session: Session, table: Table, so_far: Sequence[Table], deadline: float | None, progress: Progress
-) -> None:
-    """Measures and prints a table; of the first nothing is left out."""
+def _measure(session: Session, table: Table, budget: Budget | None, progress: Progress) -> None:
+    """Measures and prints a table."""
     try:
-        session.measure(table, deadline if len(so_far) > 1 else None)
+        session.measure(table, budget)
     finally:
         progress.clear()
         if table.left_out or any(row.times or row.problem for row in table.rows):
@@ -146,12 +148,13 @@ def _header(environment: dict[str, Any], config: InferenceConfig, precision: Pre
     return '\n'.join(lines)
 
 
-def _hints(config: BenchmarkConfig, tables: Sequence[Table]) -> str:
+def _hints(config: BenchmarkConfig, tables: Sequence[Table], elapsed: float) -> str:
     """How to get what the defaults leave out."""
     hints = []
-    if any(row.left_out for table in tables for row in table.rows):
-        wider = 'a larger --budget in seconds' if config.model else '--sizes, or a larger --budget in seconds'
-        hints.append(f'for what was left out: {wider}')
+    if missing := sum(row.expected for table in tables for row in table.rows):
+        enough = math.ceil((elapsed + _RESERVE * missing) / 10) * 10
+        sizes = '' if config.model else ', or the maps alone by --sizes, which measures everything'
+        hints.append(f'for what was left out: --budget {enough} (seconds){sizes}')
     if not config.model and not config.op:
         hints.append('with the compiled shifted sum, which takes long to compile: --op')
     return ''.join(f'\n{hint}' for hint in hints) + ('\n' if hints else '')

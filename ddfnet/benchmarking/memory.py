@@ -64,6 +64,13 @@ def free_memory(device: torch.device) -> int | None:
     return None
 
 
+def does_not_fit(needed: int | None, free: int | None) -> str:
+    """The bytes that are missing, in words; '' where they suffice or are not known."""
+    if needed is None or free is None or needed <= free:
+        return ''
+    return f'does not fit into memory: about {needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free'
+
+
 def release(device: torch.device) -> None:
     """Gives memory that is not used back to the system."""
     gc.collect()

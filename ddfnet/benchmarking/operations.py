@@ -22,6 +22,7 @@ LABELS = {
     'compiled': 'compiled shifted sum',
 }
 _MODULES = ('conv', 'depthwise', 'module')
+_PATTERN = 999_983  # prime, so that images differ
 _CHANNEL_STEP = 15  # odd, so that every lane of a vector has its turn
 _TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
@@ -112,9 +113,15 @@ class Operation:
         return [input, channel_filter, self._random(batch_size, kernel_size**2, *self.map_size)]
 
     def _random(self, *shape: int, laid_out: bool = True) -> Tensor:
-        """In the layout and the precision that maps have inside of a network."""
+        """In the layout and the precision that maps have inside of a network.
+
+        A pattern that is copied: drawing every value would take most of the time for the largest maps.
+        """
         dtype = self.precision.amp_dtype or self.precision.model_dtype
-        values = torch.randn(shape, device=self.precision.device, dtype=dtype)
+        values = torch.empty(shape, device=self.precision.device, dtype=dtype)
+        pattern = torch.randn(min(values.numel(), _PATTERN), device=values.device, dtype=values.dtype)
+        for part in values.view(-1).split(len(pattern)):
+            part.copy_(pattern[: len(part)])
         return self.precision.lay_out(values) if laid_out else values
 
     def _forward(self, function: Callable[..., Tensor], inputs: list[Tensor]) -> Callable[[], Iterable[Tensor]]:

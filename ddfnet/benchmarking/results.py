@@ -18,7 +18,8 @@ class Row:
         problem: Why there are no times; '' where there are, or will be.
         details: The traceback where the problem is a failure of the program.
         in_turns: Whether its passes were timed in turns with those of the other rows.
-        left_out: Whether it was not measured for lack of time; `problem` says so.
+        left_out: Whether it was not tried for lack of time or memory; `problem` says so.
+        expected: Seconds that measuring it would have taken, where it was left out for them.
         dispensable: Whether the user did not name it, so that a mistake in it is its own problem alone.
     """
 
@@ -32,6 +33,7 @@ class Row:
     details: str = ''
     in_turns: bool = False
     left_out: bool = False
+    expected: float = 0.0
     dispensable: bool = False
 
     @property
@@ -57,6 +59,9 @@ class Row:
     def failed(self) -> bool:
         """Whether the program is to blame: for a problem that is not a matter of memory, or for wrong results."""
         return bool(self.details) or self.differs
+
+    def leave_out(self, problem: str, expected: float) -> None:
+        self.left_out, self.problem, self.expected = True, problem, expected
 
     def notes(self) -> list[str]:
         """What the user should know about the row, a sentence each."""

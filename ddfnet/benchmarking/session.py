@@ -4,11 +4,11 @@ Taking turns, a machine that gets slower or faster meanwhile favours no row. Row
 are timed one after another instead.
 """
 
-import time
 from typing import Any
 
 import torch
 
+from ddfnet.benchmarking.budget import PASSES, Budget
 from ddfnet.benchmarking.memory import OutOfMemory
 from ddfnet.benchmarking.processes import WorkerFailure, WorkerProcess
 from ddfnet.benchmarking.progress import Progress
@@ -17,8 +17,6 @@ from ddfnet.config import InferenceConfig
 from ddfnet.errors import UserError
 
 _ROUNDS = 5
-_PASSES = 3
-_WARM_UPS = 5
 _SHARE_OF_MEMORY = 0.8
 
 
@@ -30,7 +28,6 @@ class Session:
         self._device = device
         self._progress = progress
         self._workers: dict[int, WorkerProcess] = {}
-        self._left_out: set[int] = set()
 
     def __enter__(self) -> 'Session':
         return self
@@ -43,25 +40,24 @@ class Session:
         """What measurements depend on, as a worker finds it."""
         return self._worker(0).call('environment')
 
-    def measure(self, table: Table, deadline: float | None = None) -> None:
+    def measure(self, table: Table, budget: Budget | None = None) -> None:
         """Fills the rows in. Whatever stops it, an interruption included, the rows keep what was measured.
 
         Args:
-            deadline: Value of time.monotonic() after which the table should not end; where a trial says that it would,
-                the rows that take longest are left out, and out of tables of larger maps too.
+            budget: Leaves rows out, if need be.
 
         Raises:
             UserError: A row cannot be built, by a mistake of the user; nothing of the table was timed.
         """
         self._progress.stage(f'{table.title}: {len(table.rows)} rows')
+        if budget is not None:
+            budget.choose(table)
         for row in table.rows:
-            if row.job.shape is not None and row.position in self._left_out:
-                row.left_out, row.problem = True, 'left out: larger than the one above'
-                continue
-            self._progress.show(f'{table.title}: building {row.label}')
-            row.built = self._ask(row, 'build', row.job)
-        if deadline is not None:
-            self._leave_out(table, deadline)
+            if not row.left_out:
+                self._progress.show(f'{table.title}: building {row.label}')
+                row.built = self._ask(row, 'build', row.job)
+        if budget is not None:
+            budget.choose(table)
         built = [row for row in table.rows if row.built is not None and not row.left_out]
         together = built if _fit_together(built) else []
         for row in together:
@@ -71,20 +67,6 @@ class Session:
             if not row.times and not row.details:
                 row.in_turns = len(built) == 1
                 self._measure_alone(table, row)
-
-    def _leave_out(self, table: Table, deadline: float) -> None:
-        """Leaves as many rows as end before the deadline, the quickest; the table is left out where none does."""
-        remaining = deadline - time.monotonic()
-        slowest_last = sorted((row for row in table.rows if row.built is not None), key=self._duration)
-        for row in slowest_last:
-            seconds = self._duration(row)
-            remaining -= seconds
-            if remaining < 0:
-                row.left_out = True
-                row.problem = f'left out: it would take about {seconds:.0f} s, more than is left of the budget'
-                self._left_out.add(row.position)
-        if all(row.left_out for row in table.rows):
-            table.left_out = next(iter(slowest_last), table.rows[0]).problem
 
     def _measure_alone(self, table: Table, row: Row) -> None:
         """A model halves its batch until it fits; maps are of the size that was asked for."""
@@ -112,15 +94,10 @@ class Session:
         min_time = self._config.benchmark.min_time
         for turn in range(_ROUNDS):
             for row in rows:
-                if row.problem or (len(row.times) >= _PASSES and sum(row.times) >= min_time):
+                if row.problem or (len(row.times) >= PASSES and sum(row.times) >= min_time):
                     continue
                 self._progress.show(f'{table.title}: round {turn + 1} of {_ROUNDS}, {row.label}')
                 row.times += self._ask(row, 'time', min_time / _ROUNDS) or []
-
-    def _duration(self, row: Row) -> float:
-        """Seconds that a row will take, by its trial."""
-        assert row.built is not None
-        return _WARM_UPS * row.built.seconds + max(_PASSES * row.built.seconds, self._config.benchmark.min_time)
 
     def _ask(self, row: Row, method: str, *arguments: Any) -> Any:
         """The worker's answer; None where it has none, with the reason in the row."""

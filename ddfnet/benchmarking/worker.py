@@ -4,6 +4,7 @@ import gc
 import logging
 import signal
 import sys
+import time
 import traceback
 import warnings
 from dataclasses import dataclass
@@ -13,7 +14,14 @@ from typing import Any
 import torch
 
 from ddfnet.benchmarking.environment import environment
-from ddfnet.benchmarking.memory import OutOfMemory, free_memory, is_out_of_memory, peak_memory, release
+from ddfnet.benchmarking.memory import (
+    OutOfMemory,
+    does_not_fit,
+    free_memory,
+    is_out_of_memory,
+    peak_memory,
+    release,
+)
 from ddfnet.benchmarking.networks import Network
 from ddfnet.benchmarking.operations import Operation
 from ddfnet.benchmarking.subjects import Job, Subject
@@ -36,6 +44,7 @@ class Built:
         input_size: (C, H, W).
         gmacs: 10^9 multiply-adds of one forward pass of one image.
         seconds: What a pass of the whole batch will take, as a trial with few images has it.
+        setup_seconds: What making its weights and inputs will take, likewise.
         needed: What it will take of memory, in bytes; None where that cannot be measured.
         free: Memory that is free, in bytes; None where that is not known.
     """
@@ -44,6 +53,7 @@ class Built:
     params: int
     gmacs: float
     seconds: float
+    setup_seconds: float
     needed: int | None
     free: int | None
 
@@ -99,7 +109,9 @@ class Worker:
         subject: Subject = (Network if job.shape is None else Operation)(job, self._config, self._precision)
         self._job, self._subject = job, subject
         trial = min(_TRIAL_BATCH, job.batch_size)
+        start = time.perf_counter()
         work = subject.work(trial, compiled=False)
+        setup_seconds = time.perf_counter() - start
         work.run()
         seconds = self._fastest(work.run)
         self._trial = trial, peak_memory(work.run, work.held(), self._device)
@@ -110,6 +122,7 @@ class Worker:
             subject.params,
             subject.gmacs,
             seconds * job.batch_size / trial,
+            setup_seconds * job.batch_size / trial,
             self._needed_memory(job.batch_size),
             free_memory(self._device),
         )
@@ -162,9 +175,8 @@ class Worker:
 
     def _check_free_memory(self, batch_size: int) -> None:
         """Running out of memory may end any process of the system: better not to try."""
-        needed, free = self._needed_memory(batch_size), free_memory(self._device)
-        if needed is not None and free is not None and needed > free:
-            raise OutOfMemory(f'does not fit into memory: about {needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free')
+        if problem := does_not_fit(self._needed_memory(batch_size), free_memory(self._device)):
+            raise OutOfMemory(problem)
 
     def _prepare(self, batch_size: int) -> Prepared:
         assert self._subject is not None

@@ -53,7 +53,7 @@ class StandIn:
 
     @staticmethod
     def _build(job: Job) -> Built:
-        return Built((3, 8, 8), params=1000, gmacs=0.5, seconds=0.1, needed=100, free=10**9)
+        return Built((3, 8, 8), params=1000, gmacs=0.5, seconds=0.1, setup_seconds=0.0, needed=100, free=10**9)
 
     @staticmethod
     def _prepare(job: Job, batch_size: int, may_halve: bool) -> Prepared:

@@ -16,7 +16,7 @@ from ddfnet.errors import UserError
 def row(
     name: str, seconds: float, error: float | None = None, shape=None, batch_size: int = 4, position: int = 0
 ) -> Row:
-    built = Built((3, 8, 8), params=12_345, gmacs=2.2668, seconds=0.1, needed=None, free=None)
+    built = Built((3, 8, 8), params=12_345, gmacs=2.2668, seconds=0.1, setup_seconds=0.0, needed=None, free=None)
     prepared = Prepared(batch_size, 0.1, peak_memory=3_000_000, error=error, tolerance=1e-4, graph=False)
     job = Job(name, 4, shape)
     return Row(job, f'the {name}', position, built, prepared, times=[seconds, seconds, 2 * seconds], in_turns=True)

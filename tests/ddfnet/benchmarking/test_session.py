@@ -1,7 +1,6 @@
 """Rows in turns, each in its own process; what one of them does leaves the others alone."""
 
 import dataclasses
-import time
 
 import pytest
 import torch
@@ -28,13 +27,13 @@ def table(*names: str, batch_size: int = 8) -> Table:
 def measure(monkeypatch):
     """Measures tables with stand-ins that follow a script, and returns their class, which holds the log."""
 
-    def run(*tables: Table, script=None, deadline=None) -> type[StandIn]:
+    def run(*tables: Table, script=None, budget=None) -> type[StandIn]:
         workers = StandIn.fresh(script)
         monkeypatch.setattr(session_module, 'WorkerProcess', workers)
         config = InferenceConfig(benchmark=BenchmarkConfig(min_time=0.3))
         with Session(config, torch.device('cpu'), Progress()) as session:
             for each in tables:
-                session.measure(each, deadline)
+                session.measure(each, budget)
         return workers
 
     return run
@@ -152,26 +151,21 @@ def test_maps_keep_their_batch(measure):
     assert measured.rows[1].times
 
 
-def test_table_that_would_end_after_the_deadline_is_left_out(measure):
-    late, early = table(), table()
-    workers = measure(late, deadline=time.monotonic() + 0.5)  # three rows of 5 + 3 passes of 0.1 s
-    assert late.left_out == 'left out: it would take about 1 s, more than is left of the budget'
-    assert {method for _, method, _ in workers.log} == {'build', 'close'}
-    measure(early, deadline=time.monotonic() + 10)
-    assert not early.left_out
-    assert not any(row.left_out for row in early.rows)
+def test_rows_left_out_before_their_trial_are_not_built(measure):
+    class Chooser:
+        calls = 0
 
-
-def test_quickest_rows_are_measured_before_the_deadline(measure):
-    def build(job: Job):
-        return dataclasses.replace(StandIn._build(job), seconds=1.0)
+        def choose(self, table: Table) -> None:
+            self.calls += 1
+            table.rows[self.calls].leave_out('left out', 1.0)
 
     measured = table()
-    measure(measured, script={('a', 'build'): build}, deadline=time.monotonic() + 3)
-    assert [len(row.times) for row in measured.rows] == [0, 3, 3]
-    assert measured.rows[0].notes() == ['left out: it would take about 8 s, more than is left of the budget']
-    assert not measured.left_out
-    assert not measured.rows[0].failed
+    workers = measure(measured, budget=Chooser())
+    assert [len(row.times) for row in measured.rows] == [3, 0, 0]
+    assert {name for _, method, name in workers.log if method == 'build'} == {'a', 'c'}
+    assert {name for _, method, name in workers.log if method == 'prepare'} == {'a'}
+    assert [row.notes() for row in measured.rows] == [[], ['left out'], ['left out']]
+    assert not any(row.failed for row in measured.rows)
 
 
 def test_mistake_in_a_dispensable_row_is_its_own(measure):
