@@ -19,7 +19,7 @@ from ddfnet.data import class_names, create_validation_loader, is_streamed, open
 from ddfnet.distributed import Processes, start_processes, stop_processes
 from ddfnet.errors import UserError, command, first_line
 from ddfnet.evaluation import evaluate
-from ddfnet.models.build import build_model, check_forward, model_in_chans, resolve_input
+from ddfnet.models.build import build_model, check_compiler, check_forward, model_in_chans, resolve_input
 from ddfnet.precision import Precision
 from ddfnet.predictions import SomeClasses, Views, read_classes, size_for_views
 from ddfnet.scores import ClassScores, RealLabels, Score
@@ -27,7 +27,8 @@ from ddfnet.seeding import reseed
 
 _DEFAULT_MODEL = 'ddf_mul_resnet50'
 _FROM_CHECKPOINT = (
-    'model', 'model_kwargs', 'num_classes', 'in_chans', 'img_size', 'gp', 'mean', 'std', 'interpolation', 'crop_pct',
+    'model', 'model_kwargs', 'num_classes', 'in_chans', 'img_size', 'input_size', 'gp', 'mean', 'std', 'interpolation',
+    'crop_pct',
 )  # fmt: skip
 
 _ALWAYS = ('loss', 'top1', 'top5', 'count', 'corrupt', 'samples_per_s')
@@ -63,7 +64,9 @@ def validate(config: ValidateConfig, processes: Processes) -> dict[str, Any]:
     """
     if processes.is_primary:
         _check_results_file(config.evaluation.results_file, config.evaluation.results_format)
-    checkpoint = read_checkpoint(config.model.checkpoint) if config.model.checkpoint else {}
+    check_compiler(config.model.torchcompile)
+    path = config.model.checkpoint or config.model.pretrained_path
+    checkpoint = read_checkpoint(path) if path else {}
     config = _with_settings_of(checkpoint, config)
     name = config.model.model or _DEFAULT_MODEL
     in_chans = model_in_chans(config.model, name)
@@ -74,7 +77,7 @@ def validate(config: ValidateConfig, processes: Processes) -> dict[str, Any]:
     model: Any = build_model(config.model, name, num_classes, in_chans)
     classes = read_classes(config.evaluation.valid_labels, model.num_classes) if config.evaluation.valid_labels else []
     _check_classes(names, len(classes) or model.num_classes, config.evaluation.valid_labels)
-    if checkpoint:
+    if config.model.checkpoint:
         load_weights(model, checkpoint, config.model.checkpoint, config.model.use_ema)
     use_test_size = not config.model.use_train_size
     settings = resolve_input(
@@ -116,6 +119,8 @@ def _measure(
         model = Views(model, evaluation.tta, settings['input_size'][1:])
     settings = size_for_views(settings, evaluation.tta)
     model = precision.place(model)
+    if config.model.torchcompile:
+        model = torch.compile(model, backend=config.model.torchcompile, mode=config.model.torchcompile_mode)
     batch_size = evaluation.batch_size
     while True:
         loader = create_validation_loader(dataset, config.data, batch_size, settings, processes)
@@ -159,6 +164,12 @@ def _with_settings_of(checkpoint: dict[str, Any], config: ValidateConfig) -> Val
     if not config.data.data_dir and not config.data.dataset:
         names += ['data_dir', 'dataset']
     given = {**vars(config.model), **vars(config.data)}
+    if config.model.input_size is not None:
+        names = [name for name in names if name not in ('in_chans', 'img_size')]
+    elif config.model.img_size is not None:
+        names.remove('input_size')
+    elif config.model.in_chans is not None and 'input_size' in settings:
+        settings['input_size'] = (config.model.in_chans, *settings['input_size'][1:])
     unset = {name: settings[name] for name in names if given[name] in (None, '', {}) and name in settings}
     lists_as_fields = {name: tuple(value) if isinstance(value, list) else value for name, value in unset.items()}
     return replace_values(config, lists_as_fields)

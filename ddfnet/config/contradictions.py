@@ -14,7 +14,7 @@ def contradictions(config: TrainConfig) -> Iterator[str]:
     yield from _augmentation(config)
     yield from _splits_and_repeats(config)
     yield from _layer_decay(config)
-    yield from _compilation(config)
+    yield from _first_weights(config)
     yield from _run(config)
     yield from _apex(config)
 
@@ -37,10 +37,10 @@ def _layer_decay(config: TrainConfig) -> Iterator[str]:
         yield '--layer-decay acts through the schedule: give --sched constant for an even rate, or leave it out'
 
 
-def _compilation(config: TrainConfig) -> Iterator[str]:
-    mode, backend = config.model.torchcompile_mode, config.model.torchcompile
-    if mode is not None and backend not in (None, 'inductor'):
-        yield f'--torchcompile-mode is for --torchcompile inductor, got {backend}: leave the mode out'
+def _first_weights(config: TrainConfig) -> Iterator[str]:
+    yield from config.model.contradictions()
+    if config.model.initial_checkpoint and config.model.pretrained_path:
+        yield '--initial-checkpoint and --pretrained-path are both the first weights: leave one of them out'
 
 
 def _schedule(config: TrainConfig) -> Iterator[str]:

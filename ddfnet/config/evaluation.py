@@ -45,8 +45,13 @@ class EvaluationConfig:
 
 def contradictions(config: 'ValidateConfig') -> Iterator[str]:
     """What no single field can say of its value, as messages for the user."""
-    evaluation = config.evaluation
-    if not config.data.data_dir and not config.data.dataset and not config.model.checkpoint:
+    evaluation, model = config.evaluation, config.model
+    yield from model.contradictions()
+    if model.checkpoint and model.pretrained_path:
+        yield '--checkpoint and --pretrained-path both give the weights: leave one of them out'
+    if model.torchcompile_mode is not None and not model.torchcompile:
+        yield '--torchcompile-mode has no effect without --torchcompile inductor: add that, or leave it out'
+    if not any((config.data.data_dir, config.data.dataset, model.checkpoint, model.pretrained_path)):
         yield 'no images to validate on: expected DATA_DIR, or --dataset digits'
     if evaluation.tta not in _VIEWS:
         yield f'--tta: expected one of {", ".join(map(str, _VIEWS))} views, got {evaluation.tta}'
@@ -54,5 +59,5 @@ def contradictions(config: 'ValidateConfig') -> Iterator[str]:
         yield '--real-labels name all classes of ImageNet, --valid-labels only some: leave one of them out'
     if evaluation.results_format and not evaluation.results_file:
         yield '--results-format has no effect without --results-file FILE: add that, or leave it out'
-    if config.model.use_ema and not config.model.checkpoint:
+    if model.use_ema and not model.checkpoint:
         yield '--use-ema takes the averaged weights of a checkpoint: give --checkpoint FILE, or leave --use-ema out'

@@ -1,6 +1,7 @@
 """The network, its weights and the images it takes."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from tyro.conf import arg
@@ -18,6 +19,8 @@ class ModelSource:
     """Name of the model."""
     pretrained: bool = False
     """Start from the published weights, where there are any."""
+    pretrained_path: str = ''
+    """Checkpoint file to take in their place, adapted to in-chans; training starts a new classifier on it."""
     num_classes: Count | None = None
     """Classes; none takes them from the data where it says, else from the model."""
     gp: str | None = None
@@ -26,6 +29,8 @@ class ModelSource:
     """Channels of an image; none keeps the model's."""
     img_size: Count | None = None
     """Side of the square input in pixels; none keeps the model's."""
+    input_size: tuple[Count, Count, Count] | None = None
+    """Channels, height and width of the input, in the place of in-chans and img-size."""
     crop_pct: UpToOne | None = None
     """Share of the resized image that validation crops; none keeps the model's."""
     mean: tuple[float, ...] | None = None
@@ -36,6 +41,27 @@ class ModelSource:
     """Interpolation that resizes validation images; empty keeps the model's."""
     model_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Further arguments of the model."""
+    torchcompile: str | None = None
+    """Compile the model with this back end of torch.compile, such as inductor; none does not."""
+    torchcompile_mode: Literal['default', 'reduce-overhead', 'max-autotune', 'max-autotune-no-cudagraphs'] | None = None
+    """Mode of that compilation."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image, once in_chans and img_size are resolved."""
+        return self.input_size or (self.in_chans or 3, self.img_size or 0, self.img_size or 0)
+
+    def contradictions(self) -> Iterator[str]:
+        """What no single field can say of its value, as messages for the user."""
+        if self.input_size is not None:
+            channels, height, _ = self.input_size
+            for name, value, given in (('in-chans', channels, self.in_chans), ('img-size', height, self.img_size)):
+                if given not in (None, value):
+                    yield f'--input-size gives {value} where --{name} gives {given}: leave one of them out'
+        if self.pretrained and self.pretrained_path:
+            yield '--pretrained-path takes the place of published weights: leave --pretrained out'
+        if self.torchcompile_mode is not None and self.torchcompile not in (None, 'inductor'):
+            yield f'--torchcompile-mode is for --torchcompile inductor, got {self.torchcompile}: leave the mode out'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,10 +88,6 @@ class ModelConfig(ModelSource):
     """Factor of the classifier's first weights; none leaves them."""
     head_init_bias: float | None = None
     """The classifier's first biases, such as -4.6 for binary cross-entropy; none leaves them."""
-    torchcompile: str | None = None
-    """Compile the model for training with this back end of torch.compile, such as inductor; none does not."""
-    torchcompile_mode: Literal['default', 'reduce-overhead', 'max-autotune', 'max-autotune-no-cudagraphs'] | None = None
-    """Mode of that compilation."""
 
 
 @dataclasses.dataclass(frozen=True)

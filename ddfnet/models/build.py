@@ -8,7 +8,9 @@ from typing import Any
 import timm
 import torch
 from timm.data import resolve_data_config
+from timm.models import PretrainedCfg
 
+from ddfnet.checkpoints import read_checkpoint
 from ddfnet.config import ModelSource
 from ddfnet.config.values import did_you_mean, flag
 from ddfnet.errors import UserError, first_line
@@ -16,6 +18,8 @@ from ddfnet.errors import UserError, first_line
 
 def model_in_chans(config: ModelSource, name: str) -> int:
     """Channels of the images for a model: as configured, else the model's own."""
+    if config.input_size is not None:
+        return config.input_size[0]
     if config.in_chans is not None:
         return config.in_chans
     check_model_name(name)
@@ -60,28 +64,36 @@ def build_model(
     name: str,
     num_classes: int | None,
     in_chans: int,
+    *,
+    new_classifier: bool = False,
     **regularisation: Any,
 ) -> torch.nn.Module:
     """A timm model in float32 on the CPU.
 
     Args:
         num_classes: None keeps the model's.
+        new_classifier: Leave out the classifier that pretrained_path holds.
         regularisation: Further arguments of timm's create_model; those that are None are left out.
 
     Raises:
-        UserError: Unknown model, published weights that do not exist, or arguments that the model does not take.
+        UserError: Unknown model, published weights that do not exist, weights of another model, or arguments that the
+            model does not take.
     """
     check_model_name(name)
+    overlay = _weights_at(config.pretrained_path, name, num_classes, new_classifier)
     try:
-        return timm.create_model(
+        model: Any = timm.create_model(
             name,
-            pretrained=config.pretrained,
+            pretrained=config.pretrained or bool(overlay),
+            pretrained_cfg_overlay=overlay,
             num_classes=num_classes,
             in_chans=in_chans,
             global_pool=config.gp,
             **regularisation,
             **config.model_kwargs,
         )
+        model.pretrained_cfg.pop('state_dict', None)  # has served
+        return model
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         unexpected = "unexpected keyword argument '{}'"
         refused = next((key for key in regularisation if unexpected.format(key) in str(error)), None)
@@ -89,7 +101,28 @@ def build_model(
             raise UserError(
                 f'model {name!r} has no {refused}: leave {flag(refused.removesuffix("_rate"))} out'
             ) from error
+        if overlay:
+            problems = [line.strip()[:200] for line in str(error).strip().splitlines()]
+            raise UserError(
+                f'the weights of {config.pretrained_path} do not fit model {name}: {"; ".join(problems[:4])}'
+            ) from error
         raise UserError(f'cannot build model {name!r}: {error}') from error
+
+
+def _weights_at(path: str, name: str, num_classes: int | None, new_classifier: bool) -> dict[str, Any] | None:
+    """What makes timm take a checkpoint for the published weights; None without one."""
+    if not path:
+        return None
+    state_dict = {key.removeprefix('module.'): value for key, value in read_checkpoint(path)['state_dict'].items()}
+    published = timm.get_pretrained_cfg(name) or PretrainedCfg()
+    # timm takes a classifier only where the published weights have as many classes as the model
+    overlay: dict[str, Any] = {
+        'state_dict': state_dict, 'num_classes': -1 if new_classifier else num_classes or published.num_classes
+    }  # fmt: skip
+    first = state_dict.get(f'{published.first_conv}.weight')
+    if first is not None:  # and needs to know the channels that the first convolution was trained on
+        overlay['input_size'] = (first.shape[1], *published.input_size[1:])
+    return overlay
 
 
 def check_compiler(backend: str | None) -> None:
@@ -135,7 +168,7 @@ def resolve_input(config: ModelSource, model: torch.nn.Module, in_chans: int, **
         values = getattr(config, name)
         if values is not None and len(values) not in (1, in_chans):
             raise UserError(f'{name} takes one value, or one per channel ({in_chans}), got {list(values)}')
-    names = ('img_size', 'mean', 'std', 'interpolation', 'crop_pct')
+    names = ('input_size', 'img_size', 'mean', 'std', 'interpolation', 'crop_pct')
     wanted = {name: getattr(config, name) for name in names} | {'crop_mode': settings.pop('crop_mode', None)}
     resolved = resolve_data_config({**wanted, 'in_chans': in_chans}, model=model, **settings)
     resolved['input_size'] = (in_chans, *resolved['input_size'][-2:])

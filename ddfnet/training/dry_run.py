@@ -59,9 +59,11 @@ def dry_run(components: Components, processes: Processes) -> None:
 
 
 def _sizes(components: Components, processes: Processes) -> str:
-    model, size = components.config.model, components.config.model.img_size or 0
+    model = components.config.model
+    _, height, width = model.image_shape
+    size = height if height == width else f'{height} x {width}'
     copied: Any = copy.deepcopy(components.model).eval()
-    images = torch.zeros(1, model.in_chans or 3, size, size, device=processes.device)
+    images = torch.zeros(1, *model.image_shape, device=processes.device)
     gmacs = count_gmacs(lambda: copied(components.precision.lay_out(images)))
     loader = components.train_loader
     return (

@@ -24,6 +24,7 @@ def build_network(config: ModelConfig, num_classes: int | None, in_chans: int) -
         config.model,
         num_classes,
         in_chans,
+        new_classifier=True,
         drop_rate=config.drop,
         drop_path_rate=config.drop_path,
         drop_block_rate=config.drop_block,

@@ -35,8 +35,8 @@ def check_before_start(config: TrainConfig, world_size: int) -> None:
     check_model_name(config.model.model)
     train_set, _ = open_datasets(config, model_in_chans(config.model, config.model.model))
     samples_per_step(config.batch, world_size, len(train_set))
-    if config.model.initial_checkpoint:
-        read_checkpoint(config.model.initial_checkpoint)
+    for path in filter(None, (config.model.initial_checkpoint, config.model.pretrained_path)):
+        read_checkpoint(path)
     _, checkpoint = plan_run(config.run, config.model.model, config.model.img_size or 0)
     if checkpoint is not None:
         read_checkpoint(checkpoint)

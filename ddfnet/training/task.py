@@ -75,8 +75,8 @@ def _teacher(config: TrainConfig, student: Any) -> tuple[Any, dict[str, Any]]:
     checkpoint = read_checkpoint(path) if path else {}
     settings = checkpoint_settings(checkpoint)
     source = dataclasses.replace(
-        config.model, pretrained=not path, model_kwargs=settings.get('model_kwargs') or {}, gp=settings.get('gp'),
-        mean=settings.get('mean'), std=settings.get('std'),
+        config.model, pretrained=not path, pretrained_path='', model_kwargs=settings.get('model_kwargs') or {},
+        gp=settings.get('gp'), mean=settings.get('mean'), std=settings.get('std'),
     )  # fmt: skip
     in_chans = config.model.in_chans or student.in_chans
     teacher = build_model(source, name, student.num_classes, in_chans)

@@ -1,5 +1,6 @@
 """What validate.py can measure and how: views, some classes, reassessed labels, class scores, batches that fit."""
 
+import csv
 import json
 
 import pytest
@@ -8,11 +9,13 @@ from sklearn.metrics import precision_recall_fscore_support
 from torch import nn
 
 from ddfnet import validation
-from ddfnet.config import load_validate_config
+from ddfnet.config import load_train_config, load_validate_config
 from ddfnet.errors import UserError
 from ddfnet.predictions import SomeClasses, Views, read_classes
 from ddfnet.scores import ClassScores, RealLabels
-from tests.ddfnet.conftest import TINY_MODEL
+from ddfnet.training import command as train
+from ddfnet.training.network import build_network
+from tests.ddfnet.conftest import TINY_MODEL, TINY_RUN
 from tests.ddfnet.engine_parts import CPU
 
 DIGITS = [*TINY_MODEL, '--dataset', 'digits', '--device', 'cpu', '-j', '0', '-b', '16', '--num-samples', '40']
@@ -217,9 +220,63 @@ def test_other_failures_are_not_tried_again(monkeypatch, run_command):
     [
         ('--tta 3', '--tta: expected one of 0, 2, 5, 10 views, got 3'),
         ('--real-labels imagenet --valid-labels imagenet_a', 'leave one of them out'),
+        ('--input-size 3 32 32 --img-size 24', '--input-size gives 32 where --img-size gives 24'),
+        ('--input-size 3 32 32 --in-chans 1', '--input-size gives 3 where --in-chans gives 1'),
+        ('--pretrained-path a --checkpoint b', 'both give the weights'),
+        ('--pretrained-path a --pretrained', 'leave --pretrained out'),
+        ('--torchcompile-mode max-autotune', 'has no effect without --torchcompile inductor'),
+        ('--torchcompile eager --torchcompile-mode max-autotune', 'is for --torchcompile inductor, got eager'),
         ('--metrics-avg mean', '--metrics-avg: expected one of micro, macro, weighted'),
     ],
 )
 def test_contradictions(words, message):
     with pytest.raises(UserError, match=message):
         load_validate_config(['A', *words.split()])
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """The checkpoint of a run on wide images."""
+    folder = tmp_path_factory.mktemp('trained')
+    with pytest.MonkeyPatch.context() as patch:
+        flags = ['--experiment', 'wide', '--epochs', '1', '--warmup-epochs', '0', '--input-size', '1', '32', '40']
+        patch.setattr('sys.argv', ['train.py', *TINY_RUN, *flags, '--no-tensorboard', '--output', str(folder)])
+        assert train.main() == 0
+    return folder / 'wide' / 'last.pth.tar'
+
+
+def test_weights_and_wide_input_come_from_a_checkpoint(trained, run_command, capsys):
+    with open(trained.parent / 'summary.csv', newline='') as file:
+        expected = float(next(csv.DictReader(file))['validation/loss'])
+    flags = ['--num-samples', '50', '--device', 'cpu', '-j', '0']
+    found = []
+    for words in (
+        ['--checkpoint', trained],
+        ['--pretrained-path', trained],
+        ['--checkpoint', trained, '--torchcompile', 'eager'],
+        ['--checkpoint', trained, '--img-size', '40'],
+        ['--pretrained-path', trained, '--in-chans', '3', '--mean', '0.5', '--std', '0.5'],
+    ):
+        assert run_command(validation.main, *words, *flags) == 0
+        found.append(json.loads(capsys.readouterr().out.splitlines()[-1]))
+    assert [result['img_size'] for result in found] == [40] * 5
+    assert [result['loss'] for result in found[:3]] == pytest.approx([expected] * 3, abs=1e-5)
+    assert found[3]['loss'] != found[0]['loss']
+
+
+def test_training_adapts_weights_and_starts_a_new_classifier(trained):
+    config = load_train_config(['A', *TINY_MODEL, '--pretrained-path', str(trained)]).model
+    state = torch.load(trained, weights_only=True)['state_dict']
+    for in_chans in (1, 3):
+        torch.manual_seed(0)
+        model = build_network(config, 10, in_chans)
+        changed = {name for name, value in model.state_dict().items() if not torch.equal(value, state[name])}
+        assert changed == {'fc.weight', 'fc.bias'} | ({'conv1.weight'} if in_chans == 3 else set())
+    torch.testing.assert_close(model.conv1.weight.sum(1, keepdim=True), state['conv1.weight'])
+
+
+def test_weights_of_another_model_do_not_fit(validate, trained):
+    error = validate('--pretrained-path', trained, '--model', 'ddf_mul_resnet50')
+    assert error.startswith(f'error: the weights of {trained} do not fit model ddf_mul_resnet50: ')
+    assert 'Missing key' in error
+    assert 'expected one of ' in validate('--torchcompile', 'inductr')
