@@ -24,7 +24,7 @@ class BenchmarkConfig:
     op: tuple[Operation, ...] | None = None
     """Rows, one or several; --op alone is all. Without it and --model: all but compiled, since that takes long."""
     model: Annotated[tuple[str, ...] | None, arg(aliases=['-m'])] = None
-    """Names of models to time, instead of the operation; * and ? stand for any characters, as in 'ddf_mul_*'."""
+    """Models to time, not the operation: names, patterns ('ddf_mul_*'), files with a name on each line (x.txt)."""
     model_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Further arguments of every model."""
     batch_size: Annotated[tuple[Count, ...], arg(aliases=['-b'])] = (32,)

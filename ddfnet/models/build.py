@@ -3,6 +3,7 @@
 import copy
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -43,19 +44,55 @@ def check_model_name(name: str) -> None:
 def model_names(patterns: Iterable[str]) -> dict[str, bool]:
     """Names that are registered with timm, each once, with whether it was named itself and not by a `*` or `?`.
 
+    Args:
+        patterns: `@FILE`, or a name that ends with `.txt`, stands for the lines of a file.
+
     Raises:
-        UserError: A name or a pattern that no model has.
+        UserError: A name or a pattern that no model has, or a file that cannot be read or names none.
     """
     names: dict[str, bool] = {}
     for pattern in patterns:
-        if not any(mark in pattern for mark in '*?['):
-            check_model_name(pattern)
-            names[pattern] = True
-            continue
-        found = timm.list_models(pattern)
-        if not found:
-            raise UserError(f'no model matches {pattern!r}: timm.list_models() lists them')
-        names = dict.fromkeys([*names, *found], False) | names
+        for name, named in _matching(pattern).items():
+            names[name] = named or names.get(name, False)
+    return names
+
+
+def _matching(pattern: str) -> dict[str, bool]:
+    """`model_names` of a single pattern."""
+    if _is_list(pattern):
+        return _names_of_file(pattern.removeprefix('@'))
+    if not any(mark in pattern for mark in '*?['):
+        check_model_name(pattern)
+        return {pattern: True}
+    found = timm.list_models(pattern)
+    if not found:
+        raise UserError(f'no model matches {pattern!r}: timm.list_models() lists them')
+    return dict.fromkeys(found, False)
+
+
+def _is_list(pattern: str) -> bool:
+    return pattern.startswith('@') or pattern.endswith('.txt')
+
+
+def _names_of_file(path: str) -> dict[str, bool]:
+    """`model_names` of the lines of a file; what follows `#` is a comment."""
+    try:
+        lines = Path(path).read_text(encoding='utf-8-sig').splitlines()
+    except OSError as error:
+        raise UserError(f'--model: cannot read {path}: {error.strerror}') from None
+    except UnicodeDecodeError:
+        raise UserError(f'--model: expected a text file of names, {path} is none') from None
+    names: dict[str, bool] = {}
+    for number, line in enumerate(lines, 1):
+        pattern = line.partition('#')[0].strip()
+        if _is_list(pattern):
+            raise UserError(f'{path}, line {number}: expected a model, got another list, {pattern!r}')
+        try:
+            names |= model_names([pattern] if pattern else [])
+        except UserError as error:
+            raise UserError(f'{path}, line {number}: {error}') from None
+    if not names:
+        raise UserError(f'--model: {path} names no model: expected one on each line')
     return names
 
 

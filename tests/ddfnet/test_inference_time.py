@@ -145,6 +145,31 @@ def test_patterns_of_model_names(run_command, capsys, stand_ins):
     assert run_command(inference_time.main, '--model', 'ddf_mul_*', 'ddf_mul_resnet26') == 2
 
 
+def test_models_of_a_file(run_command, capsys, tmp_path):
+    path = tmp_path / 'models.txt'
+    path.write_text('# plain\nresnet50\n\n  ddf_mul_resnet?0  # also by pattern\nresnet18\n', encoding='utf-8-sig')
+    for given in (str(path), f'@{path}'):
+        rows = inference_time.model_tables(BenchmarkConfig(model=('resnet18', given)))[0].rows
+        assert [(row.label, row.dispensable) for row in rows] == [
+            ('resnet18', False),
+            ('resnet50', False),
+            ('ddf_mul_resnet50', True),
+        ]
+    for text, message in {
+        'resnet18\nresnett50\n': f"{path}, line 2: unknown model 'resnett50': did you mean resnet",
+        '# none\n': f'--model: {path} names no model: expected one on each line',
+        'other.txt\n': f"{path}, line 1: expected a model, got another list, 'other.txt'",
+    }.items():
+        path.write_text(text)
+        assert run_command(inference_time.main, '--model', path) == 2
+        assert capsys.readouterr().err.startswith(f'error: {message}')
+    assert run_command(inference_time.main, '--model', '@missing') == 2
+    assert capsys.readouterr().err == 'error: --model: cannot read missing: No such file or directory\n'
+    path.write_bytes(b'\xff\xfe')
+    assert run_command(inference_time.main, '--model', path) == 2
+    assert capsys.readouterr().err == f'error: --model: expected a text file of names, {path} is none\n'
+
+
 def test_budget_leaves_out_what_is_larger(run_command, capsys, stand_ins):
     stand_ins()
     flags = ['--op', 'conv', '--sizes', '9', '7', '8', '--min-time', '50', '--budget', '10']
