@@ -1,7 +1,7 @@
 """Optimiser steps whose gradients are no numbers leave a run as it was, without waiting for the device."""
 
 import itertools
-from collections.abc import Iterator
+import operator
 from typing import Any
 
 import torch
@@ -66,14 +66,15 @@ class StepGuard:
         """Whether this step may ask the device, and so need not happen at all."""
         return self.host_decides or not self.optimizer.state
 
+    @torch.no_grad()
     def save(self) -> None:
         """To be called before a step's first forward pass, which moves the buffers."""
-        live = list(self._read(self._buffers) if self.host_decides_now else self._state())
-        if [tensor.data_ptr() for tensor in live] != [tensor.data_ptr() for tensor in self._live]:
+        live = _read(self._buffers) if self.host_decides_now else self._state()
+        if len(live) != len(self._live) or not all(map(operator.is_, live, self._live)):
             self._live, self._saved = live, [torch.empty_like(tensor) for tensor in live]
             self._by_size = {}
         if live:
-            torch._foreach_copy_(self._saved, [tensor.detach() for tensor in live])
+            torch._foreach_copy_(self._saved, live)
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -97,17 +98,18 @@ class StepGuard:
             torch._foreach_mul_(before, (~finite).to(bits))
             torch._foreach_add_(now, before)
 
-    def _state(self) -> Iterator[Tensor]:
+    def _state(self) -> list[Tensor]:
         states = (value for state in self.optimizer.state.values() for value in state.values())
-        return (
+        return [
             tensor
-            for tensor in itertools.chain(self._read(self._tensors), states)
+            for tensor in itertools.chain(_read(self._tensors), states)
             if torch.is_tensor(tensor) and tensor.device == self._device
-        )
+        ]
 
-    def _read(self, slots: list[_Slot]) -> Iterator[Tensor]:
-        """What is in the slots now; modules may have put other tensors there."""
-        return (tensors[name] for tensors, name in slots if tensors[name] is not None)
+
+def _read(slots: list[_Slot]) -> list[Tensor]:
+    """What is in the slots now; modules may have put other tensors there."""
+    return [tensors[name] for tensors, name in slots if tensors[name] is not None]
 
 
 def _slots(modules: list[torch.nn.Module], parameters: bool = True) -> list[_Slot]:
