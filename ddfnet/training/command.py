@@ -47,7 +47,8 @@ def train(config: TrainConfig) -> None:
     components = None
     try:
         if processes.is_primary:
-            print(*(f'warning: {remark}' for remark in remarks(config)), sep='\n', end='', file=sys.stderr)
+            for remark in remarks(config):
+                print(f'warning: {remark}', file=sys.stderr)
         components = build_components(config, processes)
         if config.run.dry_run:
             dry_run(components, processes)

@@ -183,11 +183,8 @@ def test_nothing_is_remarked_of_what_resuming_automatically_needs():
 def test_run_says_its_remarks_first(run_command, tmp_path, capsys):
     flags = ('--output', tmp_path / 'out', '--dry-run', '--decay-rate', '0.5', '--no-aug', '--vflip', '0.1')
     assert run_command(command.main, *TINY_RUN, *flags) == 0
-    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith('warning: ')]
-    assert warnings == [
-        'warning: --vflip has no effect with --no-aug',
-        'warning: --decay-rate has no effect with --sched cosine',
-    ]
+    said = 'warning: --vflip has no effect with --no-aug\nwarning: --decay-rate has no effect with --sched cosine\n'
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
