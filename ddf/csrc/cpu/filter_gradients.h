@@ -129,34 +129,42 @@ class GradientWorker {
 // grad_channel, contiguous, from partial sums (batch, tiles, channels, taps) in the computed type.
 template <typename T, typename A>
 void sum_channel_gradients(const Call& call, int64_t tiles, const A* partial_sums) {
-  const int64_t plane = call.channels * taps_of(call);
+  const int64_t taps = taps_of(call), plane = call.channels * taps;
   const int64_t parts = call.batch / larger<int64_t>(call.channel_batch, 1) * tiles;
   parallel(call, call.channel_batch * call.channels, [&](int64_t begin, int64_t end) {
-    const int64_t taps = taps_of(call);
-    for (int64_t index = begin * taps; index < end * taps; ++index) {
-      const A* first = partial_sums + index / plane * parts * plane + index % plane;
-      double sum = 0;
-      for (int64_t part = 0; part < parts; ++part) sum += first[part * plane];
-      const A rounded = static_cast<A>(sum);
-      Conversion<T, 1>::store(static_cast<T*>(call.grad_channel.data) + index, rounded);
+    for (int64_t filter = begin; filter < end; ++filter) {
+      const A* first = partial_sums + filter / call.channels * parts * plane + filter % call.channels * taps;
+      for (int64_t t = 0; t < taps; ++t) {
+        double sum = 0;
+        for (int64_t part = 0; part < parts; ++part) sum += first[part * plane + t];
+        Conversion<T, 1>::store(static_cast<T*>(call.grad_channel.data) + filter * taps + t, static_cast<A>(sum));
+      }
     }
   });
 }
 
-// Runs Worker over all tasks, (spatial batch, head, tiles), and sums up what they leave in partial_sums.
+// Runs Worker over all tasks, (spatial batch, head, tiles), and sums up what they leave in partial_sums. `tiled` is what
+// the worker cuts into tiles: the call, or its maps in another shape.
 template <template <typename> class Worker, typename T>
-void run_filter_gradients(const Call& call) {
+void run_filter_gradients(const Call& call, const Call& tiled) {
   using A = typename Computed<T>::type;
-  const GradientTiling tiling = make_gradient_tiling<A>(call);
+  const GradientTiling tiling = make_gradient_tiling<A>(tiled);
   const Axis rows = forward_rows(call), columns = forward_columns(call);
   const AxisSet row_set(&rows, 1), column_set(&columns, 1);
+  const bool whole = call.channel_batch == call.batch && tiling.tiles() == 1 && __is_same(T, A);
   Buffer buffer;
-  A* partial_sums = buffer.at_least<A>(call.batch * tiling.tiles() * call.channels * taps_of(call));
+  A* partial_sums = static_cast<A*>(call.grad_channel.data);  // sums of one part are final
+  if (!whole) partial_sums = buffer.at_least<A>(call.batch * tiling.tiles() * call.channels * taps_of(call));
   parallel(call, call.spatial_batch * call.head * tiling.tiles(), [&](int64_t begin, int64_t end) {
-    Worker<T> worker(call, row_set, column_set, tiling, partial_sums);
+    Worker<T> worker(tiled, row_set, column_set, tiling, partial_sums);
     for (int64_t task = begin; task < end; ++task) worker.run(task);
   });
-  sum_channel_gradients<T>(call, tiling.tiles(), partial_sums);
+  if (!whole) sum_channel_gradients<T>(call, tiling.tiles(), partial_sums);
+}
+
+template <template <typename> class Worker, typename T>
+void run_filter_gradients(const Call& call) {
+  run_filter_gradients<Worker, T>(call, call);
 }
 
 }  // namespace

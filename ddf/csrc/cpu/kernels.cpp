@@ -6,6 +6,7 @@
 #include "planes_filter_gradients.h"
 #include "planes_gather.h"
 #include "transposed.h"
+#include "whole_planes_filter_gradients.h"
 #include "whole_planes_gather.h"
 
 #ifndef DDF_CPU_CAPABILITY
@@ -80,6 +81,8 @@ void filter_gradients(const Call& call) {
       run_filter_gradients<PixelGradientWorker, T>(call);
     } else if (adds_transposed<T>(call)) {
       filter_gradients_transposed<T>(call);
+    } else if (adds_whole_planes<T>(call)) {
+      filter_gradients_of_whole_planes(call);
     } else {
       run_filter_gradients<PlaneGradientWorker, T>(call);
     }

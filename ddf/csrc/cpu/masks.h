@@ -26,10 +26,31 @@ DDF_INLINE Vector<float> add_product(Vector<float> sum, Vector<float> a, Vector<
       _mm512_mask3_fmadd_ps(same_bits<__m512>(a), same_bits<__m512>(b), same_bits<__m512>(sum), mask));
 }
 
+// a * b in the lanes of the mask, zero elsewhere.
+DDF_INLINE Vector<float> product(Vector<float> a, Vector<float> b, Mask mask) {
+  return same_bits<Vector<float>>(_mm512_maskz_mul_ps(mask, same_bits<__m512>(a), same_bits<__m512>(b)));
+}
+
 // The lanes in which 0 <= value < bound.
 DDF_INLINE Mask lanes_within(Lanes<int32_t, 16> value, int32_t bound) {
   return _mm512_cmplt_epu32_mask(same_bits<__m512i>(value), _mm512_set1_epi32(bound));
 }
+// From an output to what tap (n, m) of both axes reads, in a plane taken as one long row.
+inline int64_t tap_distance(const Axis& rows, const Axis& columns, int64_t n, int64_t m) {
+  return (rows.source_origin + n * rows.source_tap_step) * columns.outputs + columns.source_origin +
+         m * columns.source_tap_step;
+}
+
+// The vectors of a plane from which no tap reads outside of it.
+inline Range inner_vectors(const Axis& rows, const Axis& columns) {
+  const Range on_map = outputs_on_map(rows, {0, rows.taps});
+  const int64_t width = columns.outputs, positions = rows.outputs * width;
+  const int64_t first = tap_distance(rows, columns, 0, 0);
+  const int64_t last = tap_distance(rows, columns, rows.taps - 1, columns.taps - 1);
+  return {ceil_divide(larger(on_map.begin * width, -first), kLanes<float>),
+          smaller(on_map.end * width, positions - last) / kLanes<float>};
+}
+
 // The lanes of vectors [begin, end) of a plane for which a tap meets the map: bits to (row taps, column taps, vectors).
 DDF_NOINLINE inline void make_tap_masks(const Axis& rows, const Axis& columns, Range vectors, Mask* to) {
   constexpr int lanes = kLanes<float>;

@@ -60,7 +60,8 @@ constexpr int kLanes = kVectorBytes / sizeof(A);
 template <typename A>
 using Vector = Lanes<A, kLanes<A>>;
 
-#define DDF_INLINE inline __attribute__((always_inline))
+#define DDF_ALWAYS_INLINE __attribute__((always_inline))
+#define DDF_INLINE inline DDF_ALWAYS_INLINE
 #define DDF_NOINLINE __attribute__((noinline))
 
 template <typename V, typename T>

@@ -62,12 +62,16 @@ class WholePlanesWorker {
  public:
   WholePlanesWorker(const Call& call, const Axis& rows, const Axis& columns, const PlaneTiling& tiling,
                     const Array& source, const Array& output)
-      : call_(call), rows_(rows), columns_(columns), tiling_(tiling), source_(source), output_(output) {
-    const int64_t first = first_tap(), last = last_tap();
-    reach_ = larger(larger(first, -first), larger(last, -last));
-    const Range on_map = outputs_on_map(rows, {0, rows.taps});
-    inner_ = {ceil_divide(larger(on_map.begin * call.width, -first), kLanes<float>),
-              smaller(on_map.end * call.width, positions() - last) / kLanes<float>};
+      : call_(call),
+        rows_(rows),
+        columns_(columns),
+        tiling_(tiling),
+        source_(source),
+        output_(output),
+        first_tap_(tap_distance(rows, columns, 0, 0)),
+        inner_(inner_vectors(rows, columns)) {
+    const int64_t last_tap = tap_distance(rows, columns, rows.taps - 1, columns.taps - 1);
+    reach_ = larger(larger(first_tap_, -first_tap_), larger(last_tap, -last_tap));
     const int64_t tile = tiling.tile_vectors * kLanes<float>, pitch = tile + 2 * round_up(reach_, kLanes<float>);
     const int64_t filter = round_up(kPlaneChannels * taps_of(call), kLanes<float>);
     const int64_t spatial = spatial_in_tensor() ? 0 : taps_of(call) * pitch;
@@ -100,13 +104,6 @@ class WholePlanesWorker {
     return in_tensors() && !call_.normalize && has_whole_planes(call_.spatial_filter, call_.width);
   }
   int64_t positions() const { return call_.height * call_.width; }
-
-  // From an output to what a tap reads.
-  int64_t first_tap() const { return rows_.source_origin * call_.width + columns_.source_origin; }
-  int64_t last_tap() const {
-    return first_tap() + (rows_.taps - 1) * rows_.source_tap_step * call_.width +
-           (columns_.taps - 1) * columns_.source_tap_step;
-  }
 
   void load_tile(int64_t tile, int64_t image, int64_t head) {
     vectors_ = tiling_.tile(tile);
@@ -154,7 +151,7 @@ class WholePlanesWorker {
     group.masks_tap = vectors_.size();
     group.positions = positions();
     if constexpr (__is_same(T, float)) {
-      group.source = at<const float>(source_, image, channel) + first_tap();
+      group.source = at<const float>(source_, image, channel) + first_tap_;
       group.source_channel = source_.channel;
       group.output = at<float>(output_, image, channel);
       group.output_channel = output_.channel;
@@ -162,7 +159,7 @@ class WholePlanesWorker {
                              channel + kPlaneChannels < call_.channels;
       gather(group, vectors_);
     } else {
-      group.source = source_scratch_.origin() + first_tap();
+      group.source = source_scratch_.origin() + first_tap_;
       group.source_channel = source_scratch_.pitch;
       group.output_channel = kOutputs;
       group.has_neighbours = true;
@@ -201,8 +198,9 @@ class WholePlanesWorker {
   const Axis &rows_, &columns_;
   const PlaneTiling& tiling_;
   const Array &source_, &output_;
-  int64_t reach_;  // how far from an output its taps read
-  Range inner_;    // vectors whose taps read nothing outside of their plane
+  const int64_t first_tap_;  // from an output to what its first tap reads
+  const Range inner_;        // vectors whose taps read nothing outside of their plane
+  int64_t reach_;            // how far from an output its taps read
   float *filter_, *output_scratch_;
   Mask* masks_;
   PlaneScratch spatial_scratch_, source_scratch_;
