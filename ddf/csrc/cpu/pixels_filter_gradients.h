@@ -1,5 +1,5 @@
-// Gradients of both filters, for channels_last maps: a few pixels at one tap share every vector of the channel filter
-// and of its gradient, and leave one sum over the channels each.
+// Gradients of both filters, for channels_last maps: a few vectors of channels at one tap keep the channel filter and its
+// gradient in registers for a row of pixels, each of which leaves a sum over the channels.
 #pragma once
 
 #include "filter_gradients.h"
@@ -8,9 +8,10 @@
 namespace ddf {
 namespace {
 
-// A run of pixels of one output row at one tap; distances in elements.
+// A run of pixels of one output row at one tap, from some channel on; distances in elements.
 template <typename T, typename A>
 struct TapRun {
+  int64_t pixels;
   const T* source;
   int64_t source_pixel;
   const T* grad;
@@ -19,59 +20,52 @@ struct TapRun {
   A* weight_sums;
   const A* channel_filter;
   A* channel_sums;
+  int64_t counted;  // of the first channels, which another vector serves
 };
 
-// A run's pointers, pixel by pixel, where stores cannot change them.
-template <int pixels, typename T, typename A>
-struct PixelPointers {
-  const T *source[pixels], *grad[pixels];
-  const A* channel_filter;
-  A* channel_sums;
-};
-
-// One vector of channels; `keep` clears the lanes that another vector serves.
-template <Combine combine, int pixels, typename T, typename A, typename Keep>
-DDF_INLINE void add_channels(const PixelPointers<pixels, T, A>& at, int64_t channel, const Vector<A> (&spatial)[pixels],
-                             Vector<A> (&sums)[pixels], const Keep& keep) {
-  Vector<A> over_pixels{};
-  const Vector<A> filter = load(at.channel_filter + channel);
-  for (int p = 0; p < pixels; ++p) {
-    const Vector<A> u = keep(load(at.grad[p] + channel) * load(at.source[p] + channel));
-    if constexpr (combine == Combine::mul) {
-      sums[p] += filter * u;
-      over_pixels += spatial[p] * u;
-    } else {
-      sums[p] += u;
-      over_pixels += u;
+// `count` pixels from `pixel` on.
+template <Combine combine, int count, int vectors, bool partial, typename T, typename A>
+DDF_INLINE void add_pixels(const TapRun<T, A>& run, int64_t pixel, const Vector<A> (&filter)[vectors],
+                           Vector<A> (&channel_sums)[vectors], Vector<A> kept) {
+  constexpr int lanes = kLanes<A>;
+  Vector<A> sums[count] = {};
+  for (int p = 0; p < count; ++p) {
+    const T *x = run.source + (pixel + p) * run.source_pixel, *g = run.grad + (pixel + p) * run.grad_pixel;
+    [[maybe_unused]] const Vector<A> spatial = broadcast(run.weights[pixel + p]);
+    for (int v = 0; v < vectors; ++v) {
+      Vector<A> u = load(g + v * lanes) * load(x + v * lanes);
+      if constexpr (partial) u = kept != 0 ? u : Vector<A>{};
+      if constexpr (combine == Combine::mul) {
+        sums[p] += filter[v] * u;
+        channel_sums[v] += spatial * u;
+      } else {
+        sums[p] += u;
+        channel_sums[v] += u;
+      }
     }
   }
-  store(at.channel_sums + channel, load(at.channel_sums + channel) + over_pixels);
+  add_lanes<count>(run.weight_sums + pixel, sums);
 }
 
-template <Combine combine, int pixels, typename T, typename A>
-DDF_NOINLINE void add_pixels(const TapRun<T, A>& run, int64_t channels) {
+template <Combine combine, int vectors, bool partial = false, typename T, typename A>
+DDF_NOINLINE void add_run(const TapRun<T, A>& run) {
   constexpr int lanes = kLanes<A>;
-  PixelPointers<pixels, T, A> at;
-  at.channel_filter = run.channel_filter;
-  at.channel_sums = run.channel_sums;
-  Vector<A> spatial[pixels], sums[pixels] = {};
-  for (int p = 0; p < pixels; ++p) {
-    at.source[p] = run.source + p * run.source_pixel;
-    at.grad[p] = run.grad + p * run.grad_pixel;
-    spatial[p] = broadcast(run.weights[p]);
+  Vector<A> filter[vectors], channel_sums[vectors], kept{};
+  for (int i = 0; i < lanes; ++i) kept[i] = i >= run.counted;
+  for (int v = 0; v < vectors; ++v) {
+    filter[v] = load(run.channel_filter + v * lanes);
+    channel_sums[v] = load(run.channel_sums + v * lanes);
   }
-  int64_t channel = 0;
-  for (; channel + lanes <= channels; channel += lanes) {
-    add_channels<combine, pixels>(at, channel, spatial, sums, [](Vector<A> u) { return u; });
+  int64_t pixel = 0;
+  for (; pixel + 4 <= run.pixels; pixel += 4) {
+    add_pixels<combine, 4, vectors, partial>(run, pixel, filter, channel_sums, kept);
   }
-  if (channel < channels) {  // the last vector overlaps: its first lanes have been counted
-    A numbers[lanes];
-    for (int i = 0; i < lanes; ++i) numbers[i] = static_cast<A>(i);
-    const Vector<A> lane = load(numbers), counted = broadcast(static_cast<A>(channel - (channels - lanes)));
-    add_channels<combine, pixels>(at, channels - lanes, spatial, sums,
-                                  [&](Vector<A> u) { return lane >= counted ? u : Vector<A>{}; });
+  if (pixel + 2 <= run.pixels) {
+    add_pixels<combine, 2, vectors, partial>(run, pixel, filter, channel_sums, kept);
+    pixel += 2;
   }
-  add_lanes<pixels>(run.weight_sums, sums);
+  if (pixel < run.pixels) add_pixels<combine, 1, vectors, partial>(run, pixel, filter, channel_sums, kept);
+  for (int v = 0; v < vectors; ++v) store(run.channel_sums + v * lanes, channel_sums[v]);
 }
 
 template <typename T>
@@ -86,13 +80,19 @@ class PixelGradientWorker : GradientWorker<T> {
                       A* partial_sums)
       : Base(call, rows, columns, tiling, partial_sums), per_head_(channels_per_head(call)) {
     const int64_t filters = round_up(rows_.taps * columns_.taps * per_head_, kLanes<A>);
-    filters_ = Base::take_scratch(3 * filters);
+    filters_ = Base::take_scratch(3 * filters + columns_.taps * static_cast<int64_t>(sizeof(Range) / sizeof(A)));
     channel_sums_ = filters_ + filters;
     recent_sums_ = channel_sums_ + filters;
+    served_ = reinterpret_cast<Range*>(recent_sums_ + filters);
   }
 
   void run(int64_t task) {
     Base::run_task(task, [&](int64_t image, int64_t head, A* partial_sums) {
+      for (int64_t m = 0; m < columns_.taps; ++m) {
+        const Range served = outputs_on_map(columns_, {m, m + 1});
+        const int64_t begin = larger(served.begin, column_range_.begin);
+        served_[m] = {begin, larger(smaller(served.end, column_range_.end), begin)};
+      }
       add_image(image, head);
       store_channel_sums(partial_sums + head * per_head_ * taps_of(call_));
     });
@@ -107,60 +107,66 @@ class PixelGradientWorker : GradientWorker<T> {
     __builtin_memset(recent_sums_, 0, sums * sizeof(A));
     source_ = at<const T>(call_.input, image, channels.begin);
     grad_ = at<const T>(call_.output, image, channels.begin);
+    constexpr int lanes = kLanes<A>, most = kAccumulators / 2;
+    int64_t channel = 0;
+    for (; channel + most * lanes <= per_head_; channel += most * lanes) add_channels<most>(channel);
+    for (; channel + most / 2 * lanes <= per_head_; channel += most / 2 * lanes) add_channels<most / 2>(channel);
+    for (; channel + lanes <= per_head_; channel += lanes) add_channels<1>(channel);
+    if (channel < per_head_) add_channels<1, true>(per_head_ - lanes, channel - (per_head_ - lanes));
+  }
+
+  // All pixels of the tile, for a few vectors of channels.
+  template <int vectors, bool partial = false>
+  void add_channels(int64_t channel, int64_t counted = 0) {
     int64_t recent_pixels = 0;
     for (int64_t row = row_range_.begin; row < row_range_.end; ++row) {
-      add_row(row);
+      const Range tap_rows = taps_on_map(rows_, row);
+      for (int64_t n = tap_rows.begin; n < tap_rows.end; ++n) {
+        for (int64_t m = 0; m < columns_.taps; ++m) {
+          TapRun<T, A> run = run_of(row, n, m, channel);
+          run.counted = counted;
+          with_combine(call_, [&]<Combine combine>() { add_run<combine, vectors, partial>(run); });
+        }
+      }
       recent_pixels += column_range_.size();
       if (recent_pixels < 128 && row + 1 < row_range_.end) continue;
-      // sums of a few pixels are added as a whole, which keeps the rounding errors of large maps small
-      for (int64_t i = 0; i < sums; ++i) channel_sums_[i] += recent_sums_[i];
-      __builtin_memset(recent_sums_, 0, sums * sizeof(A));
+      end_recent_sums<vectors>(channel);
       recent_pixels = 0;
     }
   }
 
-  void add_row(int64_t row) {
-    const Range tap_rows = taps_on_map(rows_, row);
-    for (int64_t n = tap_rows.begin; n < tap_rows.end; ++n) {
-      for (int64_t m = 0; m < columns_.taps; ++m) add_tap(row, n, m);
+  // Sums of a few pixels are added as a whole, which keeps the rounding errors of large maps small.
+  template <int vectors>
+  void end_recent_sums(int64_t channel) {
+    for (int64_t t = 0; t < rows_.taps * columns_.taps; ++t) {
+      for (int v = 0; v < vectors; ++v) {
+        const int64_t place = t * per_head_ + channel + v * kLanes<A>;
+        store(channel_sums_ + place, load(channel_sums_ + place) + load(recent_sums_ + place));
+        store(recent_sums_ + place, Vector<A>{});
+      }
     }
   }
 
-  // One row of outputs at one tap: those that the tap serves, a few at a time.
-  void add_tap(int64_t row, int64_t n, int64_t m) {
-    const Range served = outputs_on_map(columns_, {m, m + 1});
-    const Range columns{larger(served.begin, column_range_.begin), smaller(served.end, column_range_.end)};
-    const int64_t filter = (n * columns_.taps + m) * per_head_;
+  // One row of outputs at one tap: those that the tap serves.
+  TapRun<T, A> run_of(int64_t row, int64_t n, int64_t m, int64_t channel) const {
+    const Range columns = served_[m];
+    const int64_t filter = (n * columns_.taps + m) * per_head_ + channel;
     const int64_t source_row = rows_.source_origin + row * rows_.source_step + n * rows_.source_tap_step;
     const int64_t source_column =
         columns_.source_origin + columns.begin * columns_.source_step + m * columns_.source_tap_step;
     const int64_t spatial = ((row - row_range_.begin) * taps_of(call_) + tap(n, m)) * spatial_.pitch() + columns.begin -
                             column_range_.begin;
     TapRun<T, A> run{};
-    run.source = source_ + source_row * call_.input.row + source_column * call_.input.column;
+    run.pixels = columns.size();
+    run.source = source_ + source_row * call_.input.row + source_column * call_.input.column + channel;
     run.source_pixel = columns_.source_step * call_.input.column;
-    run.grad = grad_ + row * call_.output.row + columns.begin * call_.output.column;
+    run.grad = grad_ + row * call_.output.row + columns.begin * call_.output.column + channel;
     run.grad_pixel = call_.output.column;
     run.weights = weights_ + spatial;
     run.weight_sums = weight_sums_ + spatial;
     run.channel_filter = filters_ + filter;
     run.channel_sums = recent_sums_ + filter;
-    int64_t left = columns.size();
-    for (; left >= 4; left -= 4) add_run<4>(run);
-    if (left >= 2) {
-      add_run<2>(run);
-      left -= 2;
-    }
-    if (left == 1) add_run<1>(run);
-  }
-
-  template <int pixels>
-  void add_run(TapRun<T, A>& run) {
-    with_combine(call_, [&]<Combine combine>() { add_pixels<combine, pixels>(run, per_head_); });
-    run.source += pixels * run.source_pixel;
-    run.grad += pixels * run.grad_pixel;
-    run.weights += pixels;
-    run.weight_sums += pixels;
+    return run;
   }
 
   void store_channel_sums(A* partial_sums) {
@@ -176,6 +182,7 @@ class PixelGradientWorker : GradientWorker<T> {
 
   const int64_t per_head_;
   A *filters_, *channel_sums_, *recent_sums_;
+  Range* served_;  // the columns that each tap column serves
   const T *source_ = nullptr, *grad_ = nullptr;
 };
 
