@@ -113,8 +113,8 @@ def build_model(
         regularisation: Further arguments of timm's create_model; those that are None are left out.
 
     Raises:
-        UserError: Unknown model, published weights that do not exist, weights of another model, or arguments that the
-            model does not take.
+        UserError: Unknown model, published weights that do not exist or cannot be had, weights of another model, or
+            arguments that the model does not take.
     """
     check_model_name(name)
     overlay = _weights_at(config.pretrained_path, name, num_classes, new_classifier)
@@ -131,6 +131,11 @@ def build_model(
         )
         model.pretrained_cfg.pop('state_dict', None)  # has served
         return model
+    except OSError as error:
+        raise UserError(
+            f'cannot get the published weights of model {name!r}: {first_line(error)}; is there a network? Weights in '
+            'a file need none: --initial-checkpoint or, for a teacher, --kd-checkpoint'
+        ) from error
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         unexpected = "unexpected keyword argument '{}'"
         refused = next((key for key in regularisation if unexpected.format(key) in str(error)), None)

@@ -105,11 +105,11 @@ class Monitor:
         left = round(seconds * (self.num_epochs * self.steps_per_epoch - steps_done))
         top1 = '' if values['top1'] is None else f'top-1 {values["top1"]:.2f} %  '
         suppressed = f'{values["nonfinite"]:.0f} not finite  ' if values['nonfinite'] else ''
-        memory = '' if values['memory_gb'] is None else f'{values["memory_gb"]:.2f} GB  '
-        return (
-            f'loss {values["loss"]:.4f}  {top1}{values["samples_per_s"]:.0f} samples/s  '
-            f'{suppressed}data {values["waiting_for_data_percent"]:.0f} %  lr {values["lr"]:.4g}  {memory}'
-            f'{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left'
+        memory = '' if values['memory_gb'] is None else f'  {values["memory_gb"]:.2f} GB'
+        return (  # what a narrow terminal may leave out comes last
+            f'loss {values["loss"]:.4f}  {top1}{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left  {suppressed}'
+            f'{values["samples_per_s"]:.0f} samples/s  data {values["waiting_for_data_percent"]:.0f} %  '
+            f'lr {values["lr"]:.4g}{memory}'
         )
 
     def pictures(self, training: bool) -> contextlib.AbstractContextManager[Any]:

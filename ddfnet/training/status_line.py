@@ -22,10 +22,11 @@ class StatusLine(logging.Filter):
         return self.on_terminal and time.perf_counter() - self._last >= _SECONDS
 
     def show(self, text: str) -> None:
-        """Writes `text` in place of the line, as much of it as fits."""
+        """Writes `text` in place of the line, as many of its parts, with two blanks between, as fit."""
         if self.on_terminal:
             width = shutil.get_terminal_size().columns - 1
-            sys.stdout.write(f'\r\x1b[K{text[:width]}')
+            whole = text if len(text) <= width else text[: width + 2].rpartition('  ')[0] or text
+            sys.stdout.write(f'\r\x1b[K{whole[:width]}')
             sys.stdout.flush()
             self._shown, self._last = True, time.perf_counter()
 

@@ -100,8 +100,9 @@ def test_log_has_a_line_per_logging_step(run_command, tmp_path, capsys, caplog):
         assert run_command(command.main, *flags) == 0
     lines = [record.message for record in caplog.records if ' samples/s ' in record.message]
     assert [line.split(']')[0] for line in lines] == ['epoch   0/1 [   4/6', 'epoch   0/1 [   6/6']
-    for part in ('loss ', 'top-1 ', 'data ', 'lr 0.02', ' GB ', ' left'):
+    for part in ('loss ', 'top-1 ', 'data ', 'lr 0.02', ' GB', ' left'):
         assert part in lines[0]
+    assert lines[0].index(' left') < 80
 
 
 def test_device_is_read_at_logging_steps_alone(run_command, tmp_path, monkeypatch):
@@ -153,6 +154,24 @@ def test_status_line_makes_way_for_messages(monkeypatch):
     assert not line.due()
     logger.warning('a message')
     assert terminal.getvalue() == '\r\x1b[Kstep 1 of a run tha\r\x1b[Ka message\n'
+
+
+@pytest.mark.parametrize(
+    ('columns', 'shown'),
+    [
+        (80, '[2/6] loss 2.2831  top-1 9.38 %  0:01:02 left'),
+        (46, '[2/6] loss 2.2831  top-1 9.38 %  0:01:02 left'),
+        (45, '[2/6] loss 2.2831  top-1 9.38 %'),
+        (31, '[2/6] loss 2.2831'),
+        (10, '[2/6] los'),
+    ],
+)
+def test_narrow_terminal_shows_whole_parts(monkeypatch, columns, shown):
+    terminal = _Terminal()
+    monkeypatch.setattr('sys.stdout', terminal)
+    monkeypatch.setenv('COLUMNS', str(columns))
+    StatusLine().show('[2/6] loss 2.2831  top-1 9.38 %  0:01:02 left')
+    assert terminal.getvalue() == f'\r\x1b[K{shown}'
 
 
 def test_without_a_terminal_there_is_no_status_line(monkeypatch):

@@ -180,6 +180,18 @@ def test_mistakes_end_with_one_line_and_status_2(run_command, tmp_path, capsys, 
     assert not (tmp_path / 'out').exists()
 
 
+def test_published_weights_that_cannot_be_had_end_with_one_line(run_command, tmp_path, capsys, monkeypatch):
+    def unreachable(*arguments, **settings):
+        raise FileNotFoundError('no such file\nin the cache')
+
+    monkeypatch.setattr('timm.models._builder.load_pretrained', unreachable)
+    assert train(run_command, tmp_path / 'out', '--kd-model-name', 'resnet10t') == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "cannot get the published weights of model 'resnet10t': no such file" in error
+    assert '--kd-checkpoint' in error
+    assert not (tmp_path / 'out').exists()
+
+
 @pytest.mark.parametrize('content', [b'', b'no checkpoint at all', b'a note\n', b'PK\x03\x04 broken zip'])
 def test_unreadable_checkpoint(run_command, tmp_path, capsys, content):
     path = tmp_path / 'broken.pth.tar'
