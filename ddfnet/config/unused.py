@@ -186,10 +186,10 @@ _IDLE = (  # no effect while the condition holds
     _Rule(
         ('pretrained',),
         lambda config: bool(config.model.initial_checkpoint),
-        'with --initial-checkpoint, whose weights take the place of the published ones',
+        'with --initial-checkpoint, which gives all weights',
     ),
     _Rule(
-        ('pretrained', 'initial_checkpoint'),
+        ('pretrained', 'pretrained_path', 'initial_checkpoint'),
         _resumes_a_file,
         'with --resume: the weights are those of the run that goes on',
     ),
@@ -197,6 +197,11 @@ _IDLE = (  # no effect while the condition holds
         ('data_dir', 'class_map', 'input_img_mode', 'input_key', 'target_key', 'dataset_download'),
         lambda config: config.data.dataset == 'digits',
         'with --dataset digits, which is built in',
+    ),
+    _Rule(
+        ('pin_mem', 'tf32', 'synchronize_step', 'model_ema_force_cpu'),
+        lambda config: config.distribution.device == 'cpu',
+        'with --device cpu',
     ),
     _Rule(('dataset_download',), lambda config: not config.data.dataset, 'on a folder'),
 )

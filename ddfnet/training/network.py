@@ -44,9 +44,9 @@ def convert_batch_norm(model: Any, config: TrainConfig, processes: Processes) ->
     """The model with statistics over all processes (--sync-bn), or apart for each augmentation split (--split-bn)."""
     if config.batch_norm.split_bn:
         return convert_splitbn_model(model, config.augmentation.aug_splits)
-    if config.batch_norm.sync_bn and processes.distributed:
+    if config.batch_norm.sync_bn:
         check_synchronized_batch_norm(processes.device)
-        return convert_sync_batchnorm(model)
+        return convert_sync_batchnorm(model) if processes.distributed else model
     return model
 
 

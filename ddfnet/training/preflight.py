@@ -27,7 +27,7 @@ def main(argv: list[str]) -> None:
 def check_before_start(config: TrainConfig, world_size: int) -> None:
     """Raises UserError for a mistake that every process would report."""
     device = resolve_device(config.distribution.device)
-    if config.batch_norm.sync_bn and world_size > 1:
+    if config.batch_norm.sync_bn:
         check_synchronized_batch_norm(device)
     import_apex(config.precision, device)
     check_compiler(config.model.torchcompile)
