@@ -47,7 +47,13 @@ def evaluate(
     batches = '' if streamed else f'/{len(loader)}'
     start = time.perf_counter()
     for index, (output, targets, positions) in enumerate(_predictions(model, loader, precision, processes)):
-        evaluator.update(output, targets)
+        try:
+            evaluator.update(output, targets)
+        except IndexError:  # on the CPU; an accelerator has failed for good by then
+            raise UserError(
+                f'the model has {output.shape[1]} classes, but the data has label {int(targets.max())}: give another '
+                '--num-classes'
+            ) from None
         for score in scores:
             score.update(output, targets, positions)
         if on_batch and not streamed:

@@ -76,7 +76,8 @@ def validate(config: ValidateConfig, processes: Processes) -> dict[str, Any]:
     num_classes = config.model.num_classes or (len(names) if names and data.dataset == 'digits' else None)
     model: Any = build_model(config.model, name, num_classes, in_chans)
     classes = read_classes(config.evaluation.valid_labels, model.num_classes) if config.evaluation.valid_labels else []
-    _check_classes(names, len(classes) or model.num_classes, config.evaluation.valid_labels)
+    num_classes = len(classes) or model.num_classes
+    _check_classes(names, num_classes, config.evaluation.valid_labels)
     if config.model.checkpoint:
         load_weights(model, checkpoint, config.model.checkpoint, config.model.use_ema)
     use_test_size = not config.model.use_train_size
@@ -86,10 +87,18 @@ def validate(config: ValidateConfig, processes: Processes) -> dict[str, Any]:
     check_forward(model, settings['input_size'], config.evaluation.batch_size, train=False)
     param_count = sum(parameter.numel() for parameter in model.parameters())
     model = _with_test_pool(config, model, settings)
-    if is_streamed(dataset) and processes.is_primary:
-        _logger.info(f'{data.dataset} is streamed: images that cannot be read are left out by its reader')
-    metrics = _measure(config, model, classes, dataset, settings, processes)
+    if processes.is_primary:
+        _remark(config, dataset)
+    metrics = _measure(config, model, num_classes, classes, dataset, settings, processes)
     return _result(name, metrics, param_count, settings)
+
+
+def _remark(config: ValidateConfig, dataset: Any) -> None:
+    """Says what a user may not expect."""
+    if is_streamed(dataset):
+        _logger.info(f'{config.data.dataset} is streamed: images that cannot be read are left out by its reader')
+    if not (config.model.checkpoint or config.model.pretrained_path or config.model.pretrained):
+        _logger.warning('the weights are random: give --checkpoint FILE, or --pretrained')
 
 
 def _check_classes(names: list[str] | None, predicted: int, valid_labels: str) -> None:
@@ -101,6 +110,7 @@ def _check_classes(names: list[str] | None, predicted: int, valid_labels: str) -
 def _measure(
     config: ValidateConfig,
     model: Any,
+    num_classes: int,
     classes: list[int],
     dataset: Any,
     settings: dict[str, Any],
@@ -111,7 +121,7 @@ def _measure(
     Raises:
         UserError: Out of memory, with --retry even for a single image.
     """
-    evaluation, num_classes = config.evaluation, len(classes) or model.num_classes
+    evaluation = config.evaluation
     precision = Precision(config.precision, processes.device)
     if classes:
         model = SomeClasses(model, classes)
@@ -175,14 +185,15 @@ def _with_settings_of(checkpoint: dict[str, Any], config: ValidateConfig) -> Val
     return replace_values(config, lists_as_fields)
 
 
-def _with_test_pool(config: ValidateConfig, model: torch.nn.Module, settings: dict[str, Any]) -> torch.nn.Module:
+def _with_test_pool(config: ValidateConfig, model: Any, settings: dict[str, Any]) -> Any:
     if not config.model.test_pool:
         return model
     model, applied = apply_test_time_pool(model, settings)
     if not applied:
+        own = model.pretrained_cfg['input_size'][1]
         raise UserError(
-            f'--test-pool needs an input larger than that of the model, got {settings["input_size"][1]} pixels: give a '
-            'larger --img-size'
+            f'--test-pool needs an input larger than the {own} pixels of the model, got {settings["input_size"][1]}: '
+            'give a larger --img-size'
         )
     settings['crop_pct'] = 1.0  # as in timm: the border is part of what is averaged
     return model

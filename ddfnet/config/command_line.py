@@ -10,6 +10,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+from ddfnet.config.inference import bare_flags
 from ddfnet.config.schema import (
     Config,
     Entry,
@@ -97,7 +98,7 @@ def apply_command_line(argv: list[str], config: Config, command: type[_Command],
         command,
         prog=prog,
         description=description,
-        args=argv,
+        args=bare_flags(argv),
         default=command(**sections),
         config=(OmitArgPrefixes,),
         return_unknown_args=True,

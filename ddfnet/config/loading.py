@@ -4,7 +4,6 @@ import dataclasses
 
 from ddfnet.config.checks import check
 from ddfnet.config.command_line import InferenceCommand, TrainCommand, ValidateCommand, apply_command_line, config_file
-from ddfnet.config.inference import bare_flags
 from ddfnet.config.schema import InferenceConfig, TrainConfig, ValidateConfig
 from ddfnet.config.yaml_file import apply_yaml
 
@@ -37,6 +36,6 @@ def load_validate_config(argv: list[str]) -> ValidateConfig:
 
 def load_inference_config(argv: list[str]) -> InferenceConfig:
     """The configuration that inference_time.py's arguments ask for, checked; raises and exits as load_train_config."""
-    config = apply_command_line(bare_flags(argv), InferenceConfig(), InferenceCommand, 'inference_time.py', _INFERENCE)
+    config = apply_command_line(argv, InferenceConfig(), InferenceCommand, 'inference_time.py', _INFERENCE)
     check(config)
     return config

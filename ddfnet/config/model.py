@@ -42,7 +42,7 @@ class ModelSource:
     model_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Further arguments of the model."""
     torchcompile: str | None = None
-    """Compile the model with this back end of torch.compile, such as inductor; none does not."""
+    """Compile the model with this back end of torch.compile; --torchcompile alone is inductor."""
     torchcompile_mode: Literal['default', 'reduce-overhead', 'max-autotune', 'max-autotune-no-cudagraphs'] | None = None
     """Mode of that compilation."""
 

@@ -54,6 +54,12 @@ def open_dataset(
     Raises:
         UserError: Nothing there, nothing in it, or not a data set of this kind.
     """
+    channels = {'L': 1, 'RGB': 3}.get(source.input_img_mode or '', in_chans)
+    if channels != in_chans:
+        raise UserError(
+            f'--input-img-mode {source.input_img_mode} gives images of {channels} channels, but the model takes '
+            f'{in_chans}: leave it out, or give --in-chans {channels}'
+        )
     if source.dataset == 'digits':
         dataset: Any = Digits(split, in_chans)
     else:

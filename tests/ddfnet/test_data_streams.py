@@ -112,7 +112,8 @@ def test_keys_choose_image_and_target(shards):
     colour = {**INPUT, 'input_size': (3, 10, 10), 'mean': (0.0,) * 3, 'std': (1.0,) * 3}
     flags = ['--dataset', 'wds/shards', str(shards), '-j', '0', '--input-key', 'png', '--target-key', 'left']
     flags += ['--input-img-mode', 'RGB']
-    loader = create_validation_loader(opened(*flags, split='validation'), load_train_config(flags).data, 8, colour, CPU)
+    images = opened(*flags, split='validation', in_chans=3)
+    loader = create_validation_loader(images, load_train_config(flags).data, 8, colour, CPU)
     assert labels_of(loader) == list(range(46, -1, -1))
     images = torch.cat([images for images, _ in loader])
     assert images[:, 0, 5, 5].mul(255).round().tolist() == list(range(47))

@@ -203,7 +203,7 @@ def test_batches_are_halved_until_they_fit(monkeypatch, validate, caplog):
 
 def with_all_classes(measure):
     """Has a model go through SomeClasses, where the test looks at its batches."""
-    return lambda config, model, classes, *more: measure(config, model, list(range(10)), *more)
+    return lambda config, model, number, _, *more: measure(config, model, number, list(range(10)), *more)
 
 
 def test_other_failures_are_not_tried_again(monkeypatch, run_command):
@@ -280,3 +280,36 @@ def test_weights_of_another_model_do_not_fit(validate, trained):
     assert error.startswith(f'error: the weights of {trained} do not fit model ddf_mul_resnet50: ')
     assert 'Missing key' in error
     assert 'expected one of ' in validate('--torchcompile', 'inductr')
+
+
+def test_colour_mode_must_have_the_models_channels(validate):
+    assert validate('--input-img-mode', 'RGB') == (
+        'error: --input-img-mode RGB gives images of 3 channels, but the model takes 1: leave it out, or give '
+        '--in-chans 3'
+    )
+
+
+def test_random_weights_are_pointed_out(validate, trained, caplog):
+    validate()
+    assert 'the weights are random' in caplog.text
+    caplog.clear()
+    validate('--checkpoint', trained)
+    assert 'random' not in caplog.text
+
+
+def test_labels_beyond_the_classes_of_the_model(run_command, capsys, monkeypatch):
+    monkeypatch.setattr(validation, '_check_classes', lambda *_: None)  # as of a set that does not name its classes
+    assert run_command(validation.main, *DIGITS, '--num-classes', '7') == 2
+    assert 'the model has 7 classes, but the data has label ' in capsys.readouterr().err
+
+
+def test_size_of_the_model_is_named_for_test_pool(validate):
+    assert 'larger than the 224 pixels of the model, got 48' in validate('--test-pool', '--img-size', '48')
+    assert validate('--test-pool', '--img-size', '256', '--num-samples', '3')['crop_pct'] == 1
+
+
+@pytest.mark.parametrize('load', [load_train_config, load_validate_config])
+def test_compilation_alone_is_by_inductor(load):
+    assert load(['A', '--torchcompile']).model.torchcompile == 'inductor'
+    assert load(['A', '--torchcompile', '--amp']).model.torchcompile == 'inductor'
+    assert load(['A', '--torchcompile', 'eager']).model.torchcompile == 'eager'
