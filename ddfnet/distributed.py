@@ -64,6 +64,8 @@ def resolve_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
+        if device.type == 'meta':
+            raise RuntimeError('it computes nothing')
     except (AssertionError, NotImplementedError, RuntimeError) as error:
         raise UserError(
             f'device {name!r} cannot be used here ({first_line(error)}): give --device auto, or cpu'

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ddfnet.benchmarking.budget import Budget
+from ddfnet.benchmarking.environment import usable_cores
 from ddfnet.benchmarking.operations import LABELS
 from ddfnet.benchmarking.progress import Progress
 from ddfnet.benchmarking.report import check_targets, table_text, write_csv, write_json
@@ -18,7 +19,7 @@ from ddfnet.benchmarking.subjects import Job
 from ddfnet.config import BenchmarkConfig, InferenceConfig, load_inference_config, to_flat_dict
 from ddfnet.config.inference import map_shape
 from ddfnet.distributed import resolve_device
-from ddfnet.errors import command
+from ddfnet.errors import UserError, command
 from ddfnet.models.build import check_compiler, model_names
 from ddfnet.precision import Precision
 
@@ -103,6 +104,8 @@ def _check(config: BenchmarkConfig) -> dict[str, float]:
         {'--plot': ('.png', '.pdf', '.svg')},
     )
     check_compiler(config.torchcompile)
+    if config.num_threads is not None and config.num_threads > usable_cores():
+        raise UserError(f'--num-threads: expected at most the {usable_cores()} cores here, got {config.num_threads}')
     if not config.plot:
         return {}
     from ddfnet.benchmarking.plot import PUBLISHED_TOP1, read_accuracies

@@ -46,6 +46,11 @@ def processor_name() -> str:
     return next(names, platform.processor() or platform.machine())
 
 
+def usable_cores() -> int:
+    """Logical processors that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
 def environment(device: torch.device) -> dict[str, Any]:
     """Of the process that calls it: device, processor, threads, versions, allocator, settings."""
     return {
@@ -54,7 +59,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         'processor': {
             'name': processor_name(),
             'cores': os.cpu_count(),
-            'usable_cores': len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count(),
+            'usable_cores': usable_cores(),
             'instructions': torch.backends.cpu.get_cpu_capability(),
             'load_average': os.getloadavg() if hasattr(os, 'getloadavg') else None,
         },

@@ -28,7 +28,7 @@ class OutOfMemory(Exception):
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocator refused. The CPU's has no class of its own."""
-    words = ("can't allocate memory", 'out of memory', 'bad_alloc', 'ALLOC_FAILED')
+    words = ("can't allocate memory", 'out of memory', 'bad_alloc', 'ALLOC_FAILED', 'size calculation overflowed')
     return isinstance(error, MemoryError | OutOfMemory | torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and any(word in str(error) for word in words)
     )

@@ -107,7 +107,7 @@ def apply_command_line(argv: list[str], config: Config, command: type[_Command],
     names: dict[str, Entry] = entries(type(config))
     positional = cast('Tokens | None', getattr(parsed, 'positional_data_dir', None))
     if positional and positional[0] in _TRUTHS:
-        raise UserError(_unexpected(positional[0]))
+        raise UserError(_unexpected(positional[0], takes_folder=True))
     if unknown:
         raise UserError(_unknown(unknown, command))
     values = values_of(_without_double_negatives(cast('Any', parsed)))
@@ -145,7 +145,7 @@ def _unknown(words: list[str], command: type[_Command]) -> str:
     """What to say about words that tyro could not place."""
     unknown = [word.partition('=')[0] for word in words if word.startswith('-') and not word[1:2].isdigit()]
     if not unknown:
-        return _unexpected(words[0])
+        return _unexpected(words[0], takes_folder=command is not InferenceCommand)
     names = entries(command)
     switches = [
         name.removeprefix('no_') if name.startswith('no_') else f'no_{name}'
@@ -157,7 +157,7 @@ def _unknown(words: list[str], command: type[_Command]) -> str:
     return 'unknown flag ' + ', '.join(word + did_you_mean(word, flags, '--') for word in unknown) + '; see --help'
 
 
-def _unexpected(word: str) -> str:
+def _unexpected(word: str, takes_folder: bool) -> str:
     if word in _TRUTHS:
         return f'unexpected {word!r}: a switch takes no value; it is turned on by --name and off by --no-name'
-    return f'unexpected {word!r}: expected a flag, or one folder as DATA_DIR'
+    return f'unexpected {word!r}: expected a flag' + (', or one folder as DATA_DIR' if takes_folder else '')

@@ -73,6 +73,9 @@ def test_compiled_operation(run_command, capsys):
         (['--model', 'ddf_mul_resnet2'], "unknown model 'ddf_mul_resnet2': did you mean ddf_mul_resnet26"),
         (['--model', 'ddff_*'], "no model matches 'ddff_*': timm.list_models() lists them"),
         (['--kernel-size', '2'], '--kernel-size: expected an odd number of at least 3, got 2'),
+        (['resnet18'], "unexpected 'resnet18': expected a flag\n"),
+        (['--num-threads', '9999'], '--num-threads: expected at most the '),
+        (['--device', 'meta'], "device 'meta' cannot be used here (it computes nothing)"),
         (['--device', 'abacus'], "device 'abacus' cannot be used here"),
         (['--op', 'ddf', '--model', 'resnet18'], '--op times the operation and --model times models: give one'),
         (['--op', 'dff'], '--op: expected one of all, conv, depthwise, module, ddf, unfold, shifted, compiled'),
@@ -206,8 +209,9 @@ def test_failed_row_is_reported_after_the_others(run_command, capsys, stand_ins)
     assert captured.err.splitlines() == ['batch 32: 2 rows', 'resnet18: Traceback of it']
 
 
-def test_threads_of_the_caller_stay(run_command, stand_ins):
+def test_threads_of_the_caller_stay(run_command, stand_ins, monkeypatch):
     stand_ins()
     threads = torch.get_num_threads()
-    assert run_command(inference_time.main, '--model', 'resnet18', '--num-threads', '7') == 0
+    monkeypatch.setattr(inference_time, 'usable_cores', lambda: threads + 1)
+    assert run_command(inference_time.main, '--model', 'resnet18', '--num-threads', threads + 1) == 0
     assert torch.get_num_threads() == threads

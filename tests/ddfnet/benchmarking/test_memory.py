@@ -58,7 +58,8 @@ def test_errors_of_allocators(error, expected):
     assert is_out_of_memory(error) is expected
 
 
-def test_torch_refuses_with_such_an_error():
+@pytest.mark.parametrize('shape', [(2**60,), (2**40, 2**40)], ids=['large', 'beyond counting'])
+def test_torch_refuses_with_such_an_error(shape):
     with pytest.raises(RuntimeError) as refused:
-        torch.empty(2**60, dtype=torch.uint8)
+        torch.empty(shape, dtype=torch.uint8)
     assert is_out_of_memory(refused.value)
