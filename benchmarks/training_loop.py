@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
+from timm.loss import LabelSmoothingCrossEntropy
 
 if not __package__:  # run as a script: measure the packages of this checkout, installed or not
     sys.path[0] = str(Path(__file__).parents[1])
@@ -80,7 +80,7 @@ class BareLoop:
     def __init__(self, components: Components) -> None:
         self.model, self.optimizer = components.model, components.optimizer
         self.loader = components.train_loader
-        self.smoothing = components.config.loss.smoothing
+        self.criterion = LabelSmoothingCrossEntropy(components.config.loss.smoothing)
         self.epochs = 0
 
     def __call__(self) -> float:
@@ -88,7 +88,7 @@ class BareLoop:
         self.model.train()
         total, steps = torch.zeros(()), 0
         for images, targets in self.loader.epoch(self.epochs):
-            loss = F.cross_entropy(self.model(images), targets, label_smoothing=self.smoothing)
+            loss = self.criterion(self.model(images), targets)
             loss.backward()
             self.optimizer.step()
             self.optimizer.zero_grad()
