@@ -31,7 +31,9 @@ void check_alignment(const void* address, size_t bytes) {
   }
 }
 
-cudaError_t run(const cudaLaunchConfig_t& config, const std::function<void()>& kernel) {
+const void* launched = nullptr;
+
+cudaError_t run(const cudaLaunchConfig_t& config, const void* address, const std::function<void()>& kernel) {
   const dim3 grid = config.gridDim, block = config.blockDim;
   const uint64_t threads = uint64_t{block.x} * block.y * block.z;
   const bool valid = grid.x > 0 && grid.y > 0 && grid.z > 0 && grid.x < 1u << 31 && grid.y < 1u << 16 &&
@@ -41,6 +43,7 @@ cudaError_t run(const cudaLaunchConfig_t& config, const std::function<void()>& k
     return last_error = cudaErrorInvalidConfiguration;
   }
   ++launches;
+  launched = address;
   blockDim = block, gridDim = grid;
   ASAN_POISON_MEMORY_REGION(ddf::cuda::shared_memory, kSharedBytes);
   ASAN_UNPOISON_MEMORY_REGION(ddf::cuda::shared_memory, config.dynamicSmemBytes);

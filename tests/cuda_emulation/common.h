@@ -5,6 +5,7 @@
 
 namespace emulation {
 
+extern const void* launched;  // the address of the kernel that runs
 void run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel);
 void fill_shared_memory(size_t bytes);
 

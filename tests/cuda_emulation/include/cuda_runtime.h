@@ -53,7 +53,8 @@ Thread& current();
 void synchronise_block();
 void synchronise_warp(unsigned mask);
 void check_alignment(const void* address, size_t bytes);
-cudaError_t run(const cudaLaunchConfig_t& config, const std::function<void()>& kernel);
+// `address` is that of the kernel's code, which tells its templates apart.
+cudaError_t run(const cudaLaunchConfig_t& config, const void* address, const std::function<void()>& kernel);
 
 }  // namespace emulation
 
@@ -99,7 +100,7 @@ template <typename... Parameters, typename... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                const Arguments&... arguments) {
   const std::tuple<Parameters...> copies(arguments...);
-  return emulation::run(*config, [&] { std::apply(kernel, copies); });
+  return emulation::run(*config, reinterpret_cast<const void*>(kernel), [&] { std::apply(kernel, copies); });
 }
 cudaError_t cudaGetLastError();  // and forgets it
 const char* cudaGetErrorString(cudaError_t error);

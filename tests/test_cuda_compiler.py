@@ -1,0 +1,173 @@
+"""What nvcc makes of the CUDA kernels, and docs/cuda.md, which is made of that; no GPU is needed.
+
+Compilations are kept in pytest's cache, for every state of the sources; without one they take minutes.
+"""
+
+import itertools
+
+import pytest
+
+from ddf import nvcc
+from scripts.cuda_report import __main__ as report
+from scripts.cuda_report import compiler, launches, tables, traffic
+from scripts.cuda_report.compiler import Kernel, Resources
+
+MESSAGES = """ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function '_ZN3ddf4cuda13gather_planesI13__nv_bfloat16Li3ELi8ELi1EEEvNS0_6GatherE' for 'sm_90'
+ptxas info    : Function properties for _ZN3ddf4cuda13gather_planesI13__nv_bfloat16Li3ELi8ELi1EEEvNS0_6GatherE
+    16 bytes stack frame, 12 bytes spill stores, 20 bytes spill loads
+ptxas info    : Used 168 registers, used 1 barriers, 16 bytes cumulative stack size
+ptxas info    : Compile time = 41.014 ms
+"""  # noqa: E501
+CODE = """		Function : _ZN3ddf4cuda13gather_planesI13__nv_bfloat16Li3ELi8ELi1EEEvNS0_6GatherE
+        /*0000*/                   LDC R1, c[0x0][0x28] ;                 /* 0x00000a00ff017b82 */
+        /*0010*/              @!P0 LDG.E.128.CONSTANT R4, [R2.64] ;       /* 0x0000000402048981 */
+        /*0020*/                   LDG.E.U16.CONSTANT R9, [R2.64+0x2] ;   /* 0x0000020402098981 */
+        /*0030*/               @P1 STG.E.128 [R12.64], R4 ;               /* 0x000000040c001986 */
+"""
+SYMBOL = '_ZN3ddf4cuda13gather_planesI13__nv_bfloat16Li3ELi8ELi1EEEvNS0_6GatherE'
+STORED = {'float64': 8, 'float32': 4, 'float16': 2, 'bfloat16': 2}
+# of a thread: more would leave fewer blocks on a multiprocessor than the tiles were cut for
+REGISTERS = {
+    'gather_planes': {1: 64, 3: 168, 5: 200, 7: 255},
+    'gather_pixels': {1: 80, 3: 128, 5: 128, 7: 168},
+    'filter_gradients_planes': {1: 80, 3: 128, 5: 128, 7: 160},
+    'filter_gradients_pixels': {1: 80, 3: 128, 5: 128, 7: 160},
+}
+OTHER_REGISTERS = 128
+# on sm_100, as docs/cuda.md says: all taps are loaded at once
+KNOWN_SPILLS = tuple(f'gather_planes<{dtype}, {size}' for dtype, size in itertools.product(STORED, (5, 7)))
+
+
+@pytest.fixture(scope='session')
+def cache(pytestconfig):
+    return pytestconfig.cache.mkdir('cuda_report')
+
+
+@pytest.fixture(scope='session')
+def toolkit():
+    """Of the machine. Loud: what a missing one leaves untested is said."""
+    try:
+        found = nvcc.find_toolkit()
+        compiler.find_cuobjdump(found)
+    except (nvcc.ToolkitError, compiler.ReportError) as error:
+        pytest.skip(f'NOTHING CHECKED what nvcc makes of the CUDA kernels: {error}')
+    missing = {word.removesuffix('+PTX') for word in compiler.ARCHITECTURES} - set(found.supported)
+    if missing:
+        pytest.skip(f'NOTHING CHECKED what nvcc makes of the CUDA kernels: {found.nvcc} lacks {sorted(missing)}')
+    return found
+
+
+@pytest.fixture(scope='session')
+def measured(toolkit, cache):
+    """Every kernel on every architecture; the compilation itself fails at a warning."""
+    return compiler.measure(toolkit, cache)
+
+
+@pytest.fixture(scope='session')
+def instances(measured):
+    """(architecture, kernel, resources) of them all."""
+    return [(name, *item) for name, kernels in measured.items() for item in kernels.items()]
+
+
+def least_accesses(kernel: Kernel) -> tuple[int, int]:
+    """Loads and stores of 16 bytes that the tile of an instance asks for."""
+    if kernel.name not in REGISTERS:
+        return 0, 0
+    size, vector, *rest = kernel.numbers
+    whole = vector * STORED[kernel.dtype] == 16
+    if kernel.name == 'gather_planes':
+        # each tap of the spatial filter; each row of the map, in a loop for larger kernels
+        rows = size * rest[0] if size <= 3 else 2
+        return (size * size + rows, 1) if whole else (0, 0)
+    if kernel.name == 'gather_pixels':  # four pixels in a row share their reads where the last number says so
+        return (size + 3 if rest[0] else 4 * size, 4) if whole else (0, 0)
+    accumulated = 8 if kernel.dtype == 'float64' else 4
+    if kernel.name == 'filter_gradients_planes':  # sums are stored as accumulators
+        return 2 if whole and size <= 3 else 0, size * vector * accumulated // 16 if vector > 1 else 0
+    return (1 + size if whole else 0), 0
+
+
+def test_messages_and_code_are_read():
+    found = compiler.parse_messages(MESSAGES)
+    compiler.count_accesses(CODE, found)
+    assert found == {SYMBOL: Resources(168, 16, 32, 2, 1, 1, 1, 4)}
+    assert compiler.parse_kernel(SYMBOL) == Kernel('gather_planes', 'bfloat16', (3, 8, 1))
+    assert compiler.parse_kernel('_ZN3ddf4cuda7forwardERKNS_4CallEPv') is None
+
+
+@pytest.mark.parametrize('line', ["warning #177-D: variable 'x' was declared but never used", 'ptxas warning : spills'])
+def test_warning_is_an_error(line):
+    with pytest.raises(compiler.ReportError, match='the compiler warns'):
+        compiler.parse_messages(MESSAGES + line)
+
+
+def test_occupancy_follows_each_limit():
+    assert traffic.occupancy('9.0', 32, 256, 0) == 1
+    assert traffic.occupancy('8.0', 128, 128, 0) == 0.25  # registers
+    assert traffic.occupancy('8.0', 32, 128, 48 << 10) == 0.1875  # three blocks of 49 KiB
+    assert traffic.occupancy('9.0', 16, 32, 0) == 0.5  # blocks
+    assert traffic.occupancy('7.5', 16, 1024, 0) == 1
+
+
+def test_document_keeps_its_text_and_refuses_other_markers():
+    text = 'a\n<!-- x begins -->\n\nold\n\n<!-- x ends -->\nb\n'
+    assert report.refreshed(text, {'x': 'new\n'}) == text.replace('old', 'new')
+    with pytest.raises(compiler.ReportError, match='make them agree'):
+        report.refreshed(text, {'y': 'new\n'})
+
+
+@pytest.mark.slow
+def test_traffic_adds_up_over_the_tiles(cache):
+    """On one tile every byte moves once; more tiles move more, and a filter as often as groups read it."""
+    recorder = launches.Recorder(cache)
+    for channels_last in (False, True):
+        whole = launches.Work((1024, 4, 8, 8), channels_last=channels_last)
+        (launch,) = recorder.forward(whole)
+        assert traffic.gather_traffic(whole, launch) == traffic.forward_bytes(whole)
+        large = launches.Work((32, 256, 56, 56), channels_last=channels_last)
+        (launch,) = recorder.forward(large)
+        assert 1 < traffic.gather_traffic(large, launch) / traffic.forward_bytes(large) < 1.5
+
+
+@pytest.mark.slow
+def test_all_kernels_are_compiled(instances):
+    names = {kernel.name for _, kernel, _ in instances}
+    assert names == {*REGISTERS, 'gather_general', 'channel_sums_general', 'spatial_sums_general',
+                     'finish_channel_gradient', 'finish_spatial_gradient', 'moments_in_memory'}  # fmt: skip
+    assert len({kernel for _, kernel, _ in instances}) * len(compiler.ARCHITECTURES) == len(instances)
+
+
+@pytest.mark.slow
+def test_nothing_spills(instances):
+    spilling = [(name, str(kernel), found) for name, kernel, found in instances if found.spills]
+    assert not [item for item in spilling if not (item[0] == '10.0+PTX' and item[1].startswith(KNOWN_SPILLS))]
+
+
+@pytest.mark.slow
+def test_registers_stay_below_the_ceilings(instances):
+    def ceiling(kernel):
+        return REGISTERS[kernel.name][kernel.numbers[0]] if kernel.name in REGISTERS else OTHER_REGISTERS
+
+    above = [(name, str(kernel), found) for name, kernel, found in instances if found.registers > ceiling(kernel)]
+    assert not above
+
+
+@pytest.mark.slow
+def test_maps_are_accessed_by_16_bytes(instances):
+    few = [
+        (name, str(kernel), found, least_accesses(kernel))
+        for name, kernel, found in instances
+        if found.vector_loads < least_accesses(kernel)[0] or found.vector_stores < least_accesses(kernel)[1]
+    ]
+    assert not few
+
+
+@pytest.mark.slow
+def test_document_is_what_the_compiler_says(toolkit, measured, cache):
+    text = report.DOCUMENT.read_text()
+    recorded = report.recorded_release(text)
+    if toolkit.release != recorded:
+        pytest.skip(f'docs/cuda.md NOT CHECKED: it was made by nvcc {recorded}, here is {toolkit.release}')
+    made = tables.make(measured, launches.Recorder(cache), toolkit.release)
+    assert report.refreshed(text, made) == text
