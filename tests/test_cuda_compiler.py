@@ -29,8 +29,8 @@ SYMBOL = '_ZN3ddf4cuda13gather_planesI13__nv_bfloat16Li3ELi8ELi1EEEvNS0_6GatherE
 STORED = {'float64': 8, 'float32': 4, 'float16': 2, 'bfloat16': 2}
 # of a thread: more would leave fewer blocks on a multiprocessor than the tiles were cut for
 REGISTERS = {
-    'gather_planes': {1: 64, 3: 168, 5: 200, 7: 255},
-    'gather_pixels': {1: 80, 3: 128, 5: 128, 7: 168},
+    'gather_planes': {1: 64, 3: 168, 5: 216, 7: 255},
+    'gather_pixels': {1: 96, 3: 128, 5: 144, 7: 168},
     'filter_gradients_planes': {1: 80, 3: 128, 5: 128, 7: 160},
     'filter_gradients_pixels': {1: 80, 3: 128, 5: 128, 7: 160},
 }
