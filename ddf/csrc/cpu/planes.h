@@ -1,6 +1,7 @@
 // Rows of channels in scratch: what the kernels for contiguous maps read.
 #pragma once
 
+#include "masks.h"
 #include "scratch.h"
 #include "vector.h"
 
@@ -22,15 +23,26 @@ int64_t known_taps(const Axis& rows, const Axis& columns) {
   return kHasKnownTaps<A, channels> && known && columns.taps == rows.taps ? rows.taps : 0;
 }
 
-// Every second element, as many as asked for and no element beyond the last of them.
+// Deals `count` elements out, in turns: the first to `even`, the second to `odd`.
 template <typename T, typename A>
-DDF_INLINE void copy_even(A* to, const T* from, int64_t count) {
+DDF_INLINE void deal(A* even, A* odd, const T* from, int64_t count) {
   constexpr int lanes = kLanes<A>;
   int64_t i = 0;
-  for (; i + lanes < count; i += lanes) {
-    store(to + i, even_lanes<A>(load(from + 2 * i), load(from + 2 * i + lanes)));
+  for (; i + 2 * lanes <= count; i += 2 * lanes) {
+    const Vector<A> first = load(from + i), second = load(from + i + lanes);
+    store(even + i / 2, every_second<0, A>(first, second));
+    store(odd + i / 2, every_second<1, A>(first, second));
   }
-  for (; i < count; ++i) to[i] = Conversion<T, 1>::load(from + 2 * i);
+#if defined(__AVX512F__)
+  if constexpr (__is_same(T, float)) {
+    const int64_t left = count - i;
+    const Vector<A> first = load_masked(from + i, first_lanes(left));
+    const Vector<A> second = load_masked(from + i + lanes, first_lanes(left - lanes));
+    store_masked(even + i / 2, every_second<0, A>(first, second), first_lanes((left + 1) / 2));
+    return store_masked(odd + i / 2, every_second<1, A>(first, second), first_lanes(left / 2));
+  }
+#endif
+  for (; i < count; ++i) (i % 2 == 0 ? even : odd)[i / 2] = Conversion<T, 1>::load(from + i);
 }
 
 // Copies the rows of one channel that a tile reads, to (slots, pitch). Places outside of the map are not written: they
@@ -38,25 +50,34 @@ DDF_INLINE void copy_even(A* to, const T* from, int64_t count) {
 template <typename T, typename A>
 DDF_NOINLINE void load_plane(const RowSlots& row_slots, int64_t height, const ColumnSlots& slots, const T* from,
                              int64_t row_stride, int64_t column_stride, A* to) {
-  const int64_t stride = slots.step * column_stride;
-  for (int64_t remainder = 0; remainder < slots.step; ++remainder) {
-    if (!slots.is_read(remainder)) continue;
-    const auto [begin, end] = slots.on_map(remainder);
-    const int64_t count = end - begin;
-    if (count <= 0) continue;
-    const T* source = from + (slots.position + remainder + begin * slots.step) * column_stride;
-    A* target = to + remainder * slots.length + begin;
-    for (int64_t slot = 0; slot < row_slots.count; ++slot, target += slots.pitch) {
+  const auto for_rows = [&](const auto& copy_row) {
+    for (int64_t slot = 0; slot < row_slots.count; ++slot) {
       const int64_t row = row_slots.source_row(slot);
-      if (row < 0 || row >= height) continue;
-      if (stride == 1) {
-        copy(target, source + row * row_stride, count);
-      } else if (stride == 2) {
-        copy_even(target, source + row * row_stride, count);
-      } else {
-        copy_strided(target, 1, source + row * row_stride, stride, count);
-      }
+      if (row >= 0 && row < height) copy_row(from + row * row_stride, to + slot * slots.pitch);
     }
+  };
+  const auto first_column = [&](int64_t remainder) {
+    return slots.position + remainder + slots.on_map(remainder).begin * slots.step;
+  };
+  if (slots.step == 2 && column_stride == 1 && slots.is_read(0) && slots.is_read(1)) {
+    const int64_t even = first_column(1) < first_column(0) ? 1 : 0;
+    const Range evens = slots.on_map(even), odds = slots.on_map(1 - even);
+    if (evens.size() <= 0) return;
+    A *to_even = to + even * slots.length + evens.begin, *to_odd = to + (1 - even) * slots.length + odds.begin;
+    const int64_t count = evens.size() + larger<int64_t>(odds.size(), 0);
+    return for_rows([&](const T* source, A* row) {
+      deal(to_even + (row - to), to_odd + (row - to), source + first_column(even), count);
+    });
+  }
+  for (int64_t remainder = 0; remainder < slots.step; ++remainder) {
+    const auto [begin, end] = slots.on_map(remainder);
+    if (!slots.is_read(remainder) || end <= begin) continue;
+    const int64_t place = remainder * slots.length + begin, count = end - begin;
+    const int64_t offset = first_column(remainder) * column_stride, stride = slots.step * column_stride;
+    for_rows([&](const T* source, A* row) {
+      if (stride == 1) return copy(row + place, source + offset, count);
+      copy_strided(row + place, 1, source + offset, stride, count);
+    });
   }
 }
 

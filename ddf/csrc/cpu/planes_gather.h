@@ -191,14 +191,22 @@ class GatherWorker {
     const int64_t between_phases = kChannelGroup * output_plane(), step = columns_[0].output_step;
     int64_t done = 0;
     if (columns_.count == 2 && step == 2 && output_.column == 1) {
-      // whole vectors of both phases, which alternate
       const int64_t count = smaller(column_range_.end, columns_[1].outputs) - column_range_.begin;
       T* to = row + 2 * column_range_.begin;
+      // whole vectors of both phases, which alternate
       for (; done + kLanes<A> <= count; done += kLanes<A>) {
         const Vector<A> even = load(from + done), odd = load(from + between_phases + done);
         store(to + 2 * done, interleaved<0, A>(even, odd));
         store(to + 2 * done + kLanes<A>, interleaved<1, A>(even, odd));
       }
+#if defined(__AVX512F__)
+      if constexpr (__is_same(T, float)) {
+        const int64_t left = count - done + smaller(column_range_.end, columns_[0].outputs) - column_range_.begin - done;
+        const Vector<A> even = load(from + done), odd = load(from + between_phases + done);
+        store_masked(to + 2 * done, interleaved<0, A>(even, odd), first_lanes(left));
+        return store_masked(to + 2 * done + kLanes<A>, interleaved<1, A>(even, odd), first_lanes(left - kLanes<A>));
+      }
+#endif
     }
     for (int64_t phase = 0; phase < columns_.count; ++phase, from += between_phases) {
       const Axis& columns = columns_[phase];

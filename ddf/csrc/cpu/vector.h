@@ -205,15 +205,15 @@ DDF_INLINE A horizontal_sum(Vector<A> value) {
   return sum_of_lanes<A, kLanes<A>>(value);
 }
 
-template <typename V, int... index>
-DDF_INLINE V even_lanes_of(V first, V second, std::integer_sequence<int, index...>) {
-  return __builtin_shufflevector(first, second, 2 * index...);
+template <int first_lane, typename V, int... index>
+DDF_INLINE V every_second_of(V first, V second, std::integer_sequence<int, index...>) {
+  return __builtin_shufflevector(first, second, first_lane + 2 * index...);
 }
 
-// Every second lane of two vectors side by side.
-template <typename A>
-DDF_INLINE Vector<A> even_lanes(Vector<A> first, Vector<A> second) {
-  return even_lanes_of(first, second, std::make_integer_sequence<int, kLanes<A>>{});
+// Every second lane of two vectors side by side, from the first (0) or the second (1) on.
+template <int first_lane, typename A>
+DDF_INLINE Vector<A> every_second(Vector<A> first, Vector<A> second) {
+  return every_second_of<first_lane>(first, second, std::make_integer_sequence<int, kLanes<A>>{});
 }
 
 template <int half, typename V, int... index>

@@ -2,7 +2,7 @@
 // registers over all taps, and every vector of the spatial filter serves all channels of the group.
 #pragma once
 
-#include "masks.h"
+#include "plane_masks.h"
 #include "spatial_rows.h"
 
 namespace ddf {
@@ -63,7 +63,7 @@ DDF_INLINE void gather_vectors(const PlaneGroup& group, const Mask* tap_masks, i
       if (reads == Reads::plane || left >= lanes) {
         store(output, sums[i][v]);
       } else {
-        store_masked(output, sums[i][v], static_cast<Mask>((1 << left) - 1));
+        store_masked(output, sums[i][v], first_lanes(left));
       }
     }
   }
