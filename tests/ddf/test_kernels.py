@@ -144,14 +144,17 @@ UNREACHED = [
 ]
 
 
+@pytest.mark.parametrize('size', [(16, 32, 28, 28), (2, 512, 20, 20)], ids=str)
 @pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last], ids=str)
-def test_sums_over_large_maps_round_little(memory_format):
+def test_sums_over_many_elements_round_little(memory_format, size):
     generator = torch.Generator().manual_seed(0)
     # all of one sign: a sum of floats taken one after another is off by more than that
-    grad, input = (
-        torch.rand(16, 32, 28, 28, generator=generator).contiguous(memory_format=memory_format) for _ in range(2)
+    grad, input = (torch.rand(size, generator=generator).contiguous(memory_format=memory_format) for _ in range(2))
+    batch, channels, height, width = size
+    filters = (
+        torch.rand(batch, channels, 3, 3, generator=generator),
+        torch.rand(batch, 9, height, width, generator=generator),
     )
-    filters = torch.rand(16, 32, 3, 3, generator=generator), torch.rand(16, 9, 28, 28, generator=generator)
     settings = 1, 1, 1, 'mul', None
     found = operators.filter_gradients(grad, input, *filters, *settings)
     exact = reference.filter_gradients(*(tensor.double() for tensor in (grad, input, *filters)), *settings)

@@ -38,7 +38,7 @@ DDF_NOINLINE void add_vectors(const PlaneTap& tap, Range vectors, Range inner) {
     const auto read = [&](const float* from) { return is_inner ? load(from) : load_masked(from, mask); };
     [[maybe_unused]] const Vector<float> spatial = load(weights + v * lanes);
     const float *x = opaque(source + v * lanes), *g = opaque(grad + v * lanes);
-    Vector<float> over_channels = load(weight_sums + v * lanes);
+    Vector<float> over_channels{};
     for (int i = 0; i < kPlaneChannels; ++i) {
       const Vector<float> u = product(read(x), read(g), mask);
       if constexpr (combine == Combine::mul) {
@@ -51,7 +51,8 @@ DDF_NOINLINE void add_vectors(const PlaneTap& tap, Range vectors, Range inner) {
       x = opaque(x + source_channel);
       g = opaque(g + grad_channel);
     }
-    store(weight_sums + v * lanes, over_channels);
+    // eight channels are added as a whole, which keeps rounding errors small
+    store(weight_sums + v * lanes, load(weight_sums + v * lanes) + over_channels);
   };
   int64_t v = vectors.begin;
   for (; v < smaller(inner.begin, vectors.end); ++v) add_vector.template operator()<false>(v);
