@@ -14,6 +14,20 @@
 namespace ddf {
 namespace {
 
+// What one element of one channel adds to the gradients of both filters at a tap, from u = grad_output * input there:
+// `over_channels` becomes that of the spatial filter, `over_pixels` that of the channel filter.
+template <Combine combine, typename V>
+DDF_INLINE void add_tap_gradients(V u, [[maybe_unused]] V channel, [[maybe_unused]] V spatial, V& over_channels,
+                                  V& over_pixels) {
+  if constexpr (combine == Combine::mul) {
+    over_channels += channel * u;
+    over_pixels += spatial * u;
+  } else {
+    over_channels += u;
+    over_pixels += u;
+  }
+}
+
 struct GradientTiling {
   int64_t rows, columns, row_tiles, column_tiles;
 
@@ -143,8 +157,8 @@ void sum_channel_gradients(const Call& call, int64_t tiles, const A* partial_sum
   });
 }
 
-// Runs Worker over all tasks, (spatial batch, head, tiles), and sums up what they leave in partial_sums. `tiled` is what
-// the worker cuts into tiles: the call, or its maps in another shape.
+// Runs Worker over all tasks, (spatial batch, head, tiles), and sums up what they leave in partial_sums. `tiled` is
+// what the worker cuts into tiles: the call, or its maps in another shape.
 template <template <typename> class Worker, typename T>
 void run_filter_gradients(const Call& call, const Call& tiled) {
   using A = typename Computed<T>::type;

@@ -1,5 +1,5 @@
-// Gradients of both filters, for channels_last maps: a few vectors of channels at one tap keep the channel filter and its
-// gradient in registers for a row of pixels, each of which leaves a sum over the channels.
+// Gradients of both filters, for channels_last maps: a few vectors of channels at one tap keep the channel filter and
+// its gradient in registers for a row of pixels, each of which leaves a sum over the channels.
 #pragma once
 
 #include "filter_gradients.h"
@@ -31,17 +31,11 @@ DDF_INLINE void add_pixels(const TapRun<T, A>& run, int64_t pixel, const Vector<
   Vector<A> sums[count] = {};
   for (int p = 0; p < count; ++p) {
     const T *x = run.source + (pixel + p) * run.source_pixel, *g = run.grad + (pixel + p) * run.grad_pixel;
-    [[maybe_unused]] const Vector<A> spatial = broadcast(run.weights[pixel + p]);
+    const Vector<A> spatial = broadcast(run.weights[pixel + p]);
     for (int v = 0; v < vectors; ++v) {
       Vector<A> u = load(g + v * lanes) * load(x + v * lanes);
       if constexpr (partial) u = kept != 0 ? u : Vector<A>{};
-      if constexpr (combine == Combine::mul) {
-        sums[p] += filter[v] * u;
-        channel_sums[v] += spatial * u;
-      } else {
-        sums[p] += u;
-        channel_sums[v] += u;
-      }
+      add_tap_gradients<combine>(u, filter[v], spatial, sums[p], channel_sums[v]);
     }
   }
   add_lanes<count>(run.weight_sums + pixel, sums);

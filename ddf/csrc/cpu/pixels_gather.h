@@ -170,14 +170,14 @@ class PixelWorker {
     const int64_t source_column = columns_.source_step * map.column;
     const int64_t output_row = rows_.output_step * output_.row, output_column = columns_.output_step * output_.column;
     for (int64_t row = range.begin; row < range.end;) {
-      const int64_t left = row < inner_rows_.begin ? 1 : smaller(inner_rows_.end, range.end) - row;
-      const int64_t rows = pixels_of_a_tile(left, most), tile_row = row - range.begin;
+      const int64_t alike_rows = row < inner_rows_.begin ? 1 : smaller(inner_rows_.end, range.end) - row;
+      const int64_t rows = pixels_of_a_tile(alike_rows, most), tile_row = row - range.begin;
       run.tap_rows = taps_on_map(rows_, row);
       for (int64_t column = 0; column < columns_.outputs;) {
-        const int64_t left = column < inner_columns_.begin ? 1 : larger<int64_t>(inner_columns_.end - column, 1);
+        const int64_t alike = column < inner_columns_.begin ? 1 : larger<int64_t>(inner_columns_.end - column, 1);
         // pixels one below the other share most of the rows that they read, which stay in the first cache
-        const int64_t columns = rows > 1 ? 1 : pixels_of_a_tile(left, most);
-        run.tiles = left / columns;
+        const int64_t columns = rows > 1 ? 1 : pixels_of_a_tile(alike, most);
+        run.tiles = alike / columns;
         run.source_tile = columns * source_column;
         run.spatial_tile = columns * spatial.column;
         run.output_tile = columns * output_column;

@@ -12,6 +12,7 @@ namespace {
 DDF_INLINE Mask lanes_within(Lanes<int32_t, 16> value, int32_t bound) {
   return _mm512_cmplt_epu32_mask(same_bits<__m512i>(value), _mm512_set1_epi32(bound));
 }
+
 // From an output to what tap (n, m) of both axes reads, in a plane taken as one long row.
 inline int64_t tap_distance(const Axis& rows, const Axis& columns, int64_t n, int64_t m) {
   return (rows.source_origin + n * rows.source_tap_step) * columns.outputs + columns.source_origin +

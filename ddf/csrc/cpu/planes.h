@@ -10,6 +10,9 @@ namespace {
 
 constexpr int kChannelGroup = 4;  // channels that share every load of the spatial filter
 
+// Whether the planes of a map lie in one piece each.
+inline bool has_whole_planes(const Array& map, int64_t width) { return map.column == 1 && map.row == width; }
+
 // The kernels for 3, 5 or 7 taps in both directions that are known to the compiler: made for float and whole groups,
 // 5 and 7 where vectors are wide.
 template <typename A, int channels>

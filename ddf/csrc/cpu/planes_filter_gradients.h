@@ -39,17 +39,10 @@ DDF_INLINE void add_tap(const GradientTile<A>& tile, const A* source, const A* w
     const A* s = weights + row * tile.tile_row;
     A* target = weight_sums + row * tile.tile_row;
     for (int64_t column = 0; column < pitch; column += kLanes<A>) {
-      [[maybe_unused]] const Vector<A> spatial = load(s + column);
+      const Vector<A> spatial = load(s + column);
       Vector<A> over_channels{};
       for (int i = 0; i < channels; ++i) {
-        const Vector<A> u = load(g[i] + column) * load(x[i] + column);
-        if constexpr (combine == Combine::mul) {
-          over_channels += c[i] * u;
-          sums[i] += spatial * u;
-        } else {
-          over_channels += u;
-          sums[i] += u;
-        }
+        add_tap_gradients<combine>(load(g[i] + column) * load(x[i] + column), c[i], spatial, over_channels, sums[i]);
       }
       store(target + column, load(target + column) + over_channels);
     }

@@ -201,7 +201,8 @@ class GatherWorker {
       }
 #if defined(__AVX512F__)
       if constexpr (__is_same(T, float)) {
-        const int64_t left = count - done + smaller(column_range_.end, columns_[0].outputs) - column_range_.begin - done;
+        const int64_t evens = smaller(column_range_.end, columns_[0].outputs) - column_range_.begin;
+        const int64_t left = evens + count - 2 * done;
         const Vector<A> even = load(from + done), odd = load(from + between_phases + done);
         store_masked(to + 2 * done, interleaved<0, A>(even, odd), first_lanes(left));
         return store_masked(to + 2 * done + kLanes<A>, interleaved<1, A>(even, odd), first_lanes(left - kLanes<A>));

@@ -55,8 +55,8 @@ void parallel(const Call& call, int64_t tasks, const Body& body) {
   });
 }
 
-// How often each of `tasks` is divided, by groups of channels: few tasks would leave threads idle, or uneven loads; two to
-// four a thread are wanted.
+// How often each of `tasks` is divided, by groups of channels: few tasks would leave threads idle, or uneven loads; two
+// to four a thread are wanted.
 inline int64_t chunks_for_threads(const Call& call, int64_t tasks, int64_t groups) {
   return tasks >= 2 * call.threads ? 1 : smaller(groups, ceil_divide(4 * call.threads, tasks));
 }

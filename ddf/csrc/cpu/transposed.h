@@ -9,8 +9,8 @@
 
 #include "pixels_filter_gradients.h"
 #include "pixels_gather.h"
+#include "planes.h"
 #include "transpose.h"
-#include "whole_planes_gather.h"
 
 namespace ddf {
 namespace {

@@ -36,18 +36,11 @@ DDF_NOINLINE void add_vectors(const PlaneTap& tap, Range vectors, Range inner) {
   const auto add_vector = [&]<bool is_inner>(int64_t v) DDF_ALWAYS_INLINE {
     const Mask mask = masks[v];
     const auto read = [&](const float* from) { return is_inner ? load(from) : load_masked(from, mask); };
-    [[maybe_unused]] const Vector<float> spatial = load(weights + v * lanes);
+    const Vector<float> spatial = load(weights + v * lanes);
     const float *x = opaque(source + v * lanes), *g = opaque(grad + v * lanes);
     Vector<float> over_channels{};
     for (int i = 0; i < kPlaneChannels; ++i) {
-      const Vector<float> u = product(read(x), read(g), mask);
-      if constexpr (combine == Combine::mul) {
-        over_channels += c[i] * u;
-        sums[i] += spatial * u;
-      } else {
-        over_channels += u;
-        sums[i] += u;
-      }
+      add_tap_gradients<combine>(product(read(x), read(g), mask), c[i], spatial, over_channels, sums[i]);
       x = opaque(x + source_channel);
       g = opaque(g + grad_channel);
     }

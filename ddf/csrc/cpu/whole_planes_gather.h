@@ -3,8 +3,8 @@
 //
 // A plane is taken as one long row: a tap reads it at a constant distance from the output, and a mask clears the lanes
 // in which that misses the map, above or below or by running into the neighbouring row. So vectors are full whatever
-// the width, and maps in float are read and written where they lie. A task is a range of vectors of some channels of one
-// image and head. Half precision, and filters that pass FilterNorm first, are converted to scratch.
+// the width, and maps in float are read and written where they lie. A task is a range of vectors of some channels of
+// one image and head. Half precision, and filters that pass FilterNorm first, are converted to scratch.
 #pragma once
 
 #include "planes.h"
@@ -12,8 +12,6 @@
 
 namespace ddf {
 namespace {
-
-inline bool has_whole_planes(const Array& map, int64_t width) { return map.column == 1 && map.row == width; }
 
 #if defined(__AVX512F__)
 // How a call is cut: vectors of a plane in a tile, and chunks of channels.
@@ -30,9 +28,7 @@ struct PlaneTiling {
     channel_chunks = chunks_for_threads(call, call.batch * call.head * tiles, channels_per_head(call) / kPlaneChannels);
   }
 
-  Range tile(int64_t index) const {
-    return {index * tile_vectors, smaller((index + 1) * tile_vectors, vectors)};
-  }
+  Range tile(int64_t index) const { return {index * tile_vectors, smaller((index + 1) * tile_vectors, vectors)}; }
 };
 
 // Some positions of planes in scratch, seen from where position 0 would lie.
@@ -169,7 +165,7 @@ class WholePlanesWorker {
 
   // A few vectors at a time, which stay in the first cache from conversion to conversion.
   void gather_in_scratch(PlaneGroup& group, int64_t image, int64_t channel) {
-        Range inputs{0, source_scratch_.positions.begin};
+    Range inputs{0, source_scratch_.positions.begin};
     for (int64_t v = vectors_.begin; v < vectors_.end; v += kBlockVectors) {
       const Range vectors{v, smaller(v + kBlockVectors, vectors_.end)};
       const Range outputs{v * kLanes<float>, smaller(vectors.end * kLanes<float>, positions())};
@@ -180,8 +176,7 @@ class WholePlanesWorker {
       group.output = output_scratch_ - outputs.begin;
       gather(group, vectors);
       for (int i = 0; i < kPlaneChannels; ++i) {
-        copy(at<T>(output_, image, channel + i) + outputs.begin, output_scratch_ + i * kOutputs,
-             outputs.size());
+        copy(at<T>(output_, image, channel + i) + outputs.begin, output_scratch_ + i * kOutputs, outputs.size());
       }
     }
   }

@@ -26,8 +26,8 @@ struct PlaneGroup {
 };
 
 // Where the taps of some vectors read: within their planes, so that a mask is needed only where a tap runs into the
-// neighbouring row, the same for all tap rows; around them, in memory that may be read; or anywhere, so that masked loads
-// alone may touch it. Those take an arithmetic instruction each.
+// neighbouring row, the same for all tap rows; around them, in memory that may be read; or anywhere, so that masked
+// loads alone may touch it. Those take an arithmetic instruction each.
 enum class Reads { plane, neighbours, anywhere };
 
 template <Combine combine, int taps, int vectors, Reads reads>
@@ -47,7 +47,8 @@ DDF_INLINE void gather_vectors(const PlaneGroup& group, const Mask* tap_masks, i
       for (int i = 0; i < kPlaneChannels; ++i) c[i] = broadcast(group.channel_filter[(i * taps + n) * taps + m]);
       for (int v = 0; v < vectors; ++v) {
         if constexpr (reads != Reads::plane) masks[v] = tap_masks[(n * taps + m) * group.masks_tap + v];
-        const Vector<float> spatial = reads == Reads::plane ? load(s + v * lanes) : load_masked(s + v * lanes, masks[v]);
+        const float* at_vector = s + v * lanes;
+        const Vector<float> spatial = reads == Reads::plane ? load(at_vector) : load_masked(at_vector, masks[v]);
         for (int i = 0; i < kPlaneChannels; ++i) {
           const float* from = x + i * group.source_channel + v * lanes;
           const Vector<float> value = reads == Reads::anywhere ? load_masked(from, masks[v]) : load(from);
