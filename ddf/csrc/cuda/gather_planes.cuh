@@ -17,9 +17,11 @@
 
 namespace ddf::cuda {
 
-// Weights of a thread's pixels: in registers, or in its column of shared memory.
+// Weights of a thread's pixels: in registers, or in its column of shared memory. Of the latter a row of taps is handled
+// at once: were it all of them, the compiler would hold them in registers after all, more than there are.
 template <typename A, int K, int VEC, bool SHARED>
 struct PlaneWeights {
+  static constexpr int kAtOnce = K * K;
   A values[K * K][VEC];
   __device__ PlaneWeights(A*) {}
   __device__ A get(int tap, int v) const { return values[tap][v]; }
@@ -28,6 +30,7 @@ struct PlaneWeights {
 
 template <typename A, int K, int VEC>
 struct PlaneWeights<A, K, VEC, true> {
+  static constexpr int kAtOnce = K;
   A* column;
   __device__ PlaneWeights(A* shared) : column(shared + threadIdx.x * VEC) {}
   __device__ A get(int tap, int v) const { return column[tap * blockDim.x * VEC + v]; }
@@ -94,7 +97,7 @@ __device__ inline void load_weights(const Gather& g, const SpatialTaps<T>& spati
   using A = Accumulator<T>;
   const int dilation = static_cast<int>(g.dilation), stride = static_cast<int>(g.stride);
   const int height = static_cast<int>(g.source_height), width = static_cast<int>(g.source_width);
-#pragma unroll
+#pragma unroll (Weights::kAtOnce)
   for (int tap = 0; tap < K * K; ++tap) {
     if (!g.gradient && g.spatial_vectors) {
       const Pack<T, VEC> pack = load<VEC>(spatial.address(tap, y, x));
@@ -116,10 +119,11 @@ __device__ inline void load_weights(const Gather& g, const SpatialTaps<T>& spati
     }
   }
   if (!g.normalize || g.gradient) return;
+  const int taps = Weights::kAtOnce == K * K ? K * K : spatial.taps;  // unknown to the compiler: no loop is unrolled whole
 #pragma unroll
   for (int v = 0; v < VEC; ++v) {
-    const auto at = moments_of<A>(K * K, spatial.gain, [&](int tap) { return weights.get(tap, v); });
-#pragma unroll
+    const auto at = moments_of<A>(taps, spatial.gain, [&](int tap) { return weights.get(tap, v); });
+#pragma unroll (Weights::kAtOnce)
     for (int tap = 0; tap < K * K; ++tap) weights.set(tap, v, (weights.get(tap, v) - at.mean) * at.scale);
   }
 }
