@@ -9,6 +9,7 @@ import hashlib
 import importlib.util
 import itertools
 import json
+import math
 import os
 import re
 import shutil
@@ -49,7 +50,9 @@ class Resources:
     """What one kernel takes on one architecture, of a thread: registers; bytes of stack and of spills.
 
     `vector_loads` and `vector_stores` count instructions that access 16 bytes of global memory, `loads` and `stores`
-    all that access it; `instructions` is the length of the code.
+    all that access it; `instructions` is the length of the code. `threads` and `blocks` are what the kernel's launch
+    bounds state: the most threads of a block, and the blocks that a multiprocessor is to hold; 0 for functions that are
+    no kernels, and where the architecture is compiled without PTX, which holds the bounds.
     """
 
     registers: int = 0
@@ -60,6 +63,8 @@ class Resources:
     stores: int = 0
     vector_stores: int = 0
     instructions: int = 0
+    threads: int = 0
+    blocks: int = 0
 
 
 class ReportError(RuntimeError):
@@ -112,6 +117,18 @@ def count_accesses(text: str, found: Mapping[str, Resources]) -> None:
             kernel.vector_stores += name == 'STG' and vector
 
 
+def read_bounds(text: str, found: Mapping[str, Resources]) -> None:
+    """Adds to `found` the launch bounds in the output of `cuobjdump -ptx`."""
+    kernel = Resources()
+    for line in text.splitlines():
+        if match := re.search(r'\.entry (\w+)', line):
+            kernel = found.get(match[1], Resources())
+        elif match := re.match(r'\.maxntid (\d+)(?:, (\d+), (\d+))?', line):
+            kernel.threads = math.prod(int(size or 1) for size in match.groups())
+        elif match := re.match(r'\.minnctapersm (\d+)', line):
+            kernel.blocks = int(match[1])
+
+
 def find_cuobjdump(toolkit: nvcc.Toolkit) -> str:
     """Raises ReportError where there is none."""
     folders = [str(toolkit.folder / 'bin'), str(Path(toolkit.nvcc).parent)]
@@ -147,7 +164,8 @@ def measure(toolkit: nvcc.Toolkit, cache: Path) -> dict[str, dict[Kernel, Resour
 
 def state_of(source: Path, architecture: str, release: str) -> str:
     """A hash over what a compilation depends on."""
-    digest = hashlib.sha256(repr((source.name, architecture, FLAGS, release)).encode())
+    kept = [field.name for field in dataclasses.fields(Resources)]
+    digest = hashlib.sha256(repr((source.name, architecture, FLAGS, release, kept)).encode())
     headers = sorted((*build.CSRC.glob('cuda/*.h'), *build.CSRC.glob('cuda/*.cuh')))
     for path in (source, build.CSRC / 'call.h', *headers):
         digest.update(path.name.encode() + path.read_bytes())
@@ -174,6 +192,7 @@ def read_object(messages: str, compiled: Path, dump: str) -> dict[str, Resources
     """What the compiler said of an object file, and what lies in it."""
     found = parse_messages(messages)
     count_accesses(_run([dump, '-sass', str(compiled)])[0], found)
+    read_bounds(_run([dump, '-ptx', str(compiled)])[0], found)
     return found
 
 

@@ -17,6 +17,7 @@ EVEN = (
     Case((2, 16, 8, 16), 3),
     Case((2, 16, 8, 32), 3, stride=2, head=2, kernel_combine='add'),
     Case((1, 8, 6, 12), 3, norm_gain=0.5),  # halves by 8 bytes
+    Case((2, 8, 7, 10), 3, head=2),  # float32 by 8 bytes
     Case((2, 6, 8, 16), 5, head=2, kernel_combine='add'),
     Case((1, 7, 8, 8), 7, norm_gain=0.5),
     Case((2, 16, 9, 10), 1, channels_last=True),

@@ -31,7 +31,7 @@ __device__ inline void share_tile_weights(const FilterGradients& f, const Spatia
 }
 
 template <typename T, int K, int VEC>
-__global__ void __launch_bounds__(kWarp* K, sum_blocks(K, sizeof(Accumulator<T>))) filter_gradients_pixels(const FilterGradients f) {
+__global__ void __launch_bounds__(kWarp* K, pixel_sum_blocks(K)) filter_gradients_pixels(const FilterGradients f) {
   using A = Accumulator<T>;
   constexpr int kRows = buffered_rows(K, sizeof(A));
   const Gather& g = f.at;

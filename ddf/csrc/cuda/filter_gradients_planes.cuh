@@ -46,7 +46,7 @@ __device__ inline void flush_channel_sums(const A* buffer, int rows, int i, A* o
 }
 
 template <typename T, int K, int VEC, int STRIDE>
-__global__ void __launch_bounds__(kWarp* K, sum_blocks(K, sizeof(Accumulator<T>))) filter_gradients_planes(const FilterGradients f) {
+__global__ void __launch_bounds__(kWarp* K, sum_blocks(K)) filter_gradients_planes(const FilterGradients f) {
   using A = Accumulator<T>;
   constexpr int kRows = buffered_rows(K, sizeof(A));
   const Gather& g = f.at;

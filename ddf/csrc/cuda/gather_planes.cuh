@@ -119,7 +119,7 @@ __device__ inline void load_weights(const Gather& g, const SpatialTaps<T>& spati
     }
   }
   if (!g.normalize || g.gradient) return;
-  const int taps = Weights::kAtOnce == K * K ? K * K : spatial.taps;  // unknown to the compiler: no loop is unrolled whole
+  const int taps = Weights::kAtOnce == K * K ? K * K : spatial.taps;  // not known to the compiler: no loop is unrolled
 #pragma unroll
   for (int v = 0; v < VEC; ++v) {
     const auto at = moments_of<A>(taps, spatial.gain, [&](int tap) { return weights.get(tap, v); });

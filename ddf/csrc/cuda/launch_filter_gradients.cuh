@@ -9,7 +9,7 @@
 
 namespace ddf::cuda {
 
-enum class Pass { general, pixels, planes, vector_planes };
+enum class Pass { general, pixels, planes, half_vector_planes, vector_planes };
 
 struct FilterPlan {
   FilterGradients f{};
@@ -72,10 +72,14 @@ Pass choose_pass(const Gather& g) {
     }
     if (g.output.channel == 1 && g.channels > 1) return Pass::general;
   }
-  const bool adjacent = g.stride == 1 && (g.kernel_size == 1 || g.dilation == 1);
-  const bool vectors = has_vector_rows(g.source, g.source_width, vector, element) &&
-                       has_vector_rows(g.output, g.width, vector, element);
-  return adjacent && vectors ? Pass::vector_planes : Pass::planes;
+  const auto serves = [&](int length) {
+    return has_vector_rows(g.source, g.source_width, length, element) &&
+           has_vector_rows(g.output, g.width, length, element);
+  };
+  if (g.stride > 1 || (g.kernel_size > 1 && g.dilation > 1)) return Pass::planes;
+  if (serves(vector)) return Pass::vector_planes;
+  const int half = half_vector_length(sizeof(T), static_cast<int>(g.kernel_size));
+  return half > 1 && serves(half) ? Pass::half_vector_planes : Pass::planes;
 }
 
 template <typename T>
@@ -91,11 +95,12 @@ FilterPlan plan_filter_gradients(const Call& call) {
   f.spatial_batch = call.spatial_batch;
   g.tiles = g.groups_per_head = 1;
   const int64_t taps = g.kernel_size * g.kernel_size, plane = g.height * g.width;
-  const int vector = vector_length(sizeof(T), sizeof(A), static_cast<int>(g.kernel_size));
+  const int k = static_cast<int>(g.kernel_size), vector = vector_length(sizeof(T), sizeof(A), k);
   if (g.batch * g.channels * plane > 0) {
     plan.pass = choose_pass<T>(g);
     if (plan.pass == Pass::pixels) cut_pixels<T>(f, vector);
     if (plan.pass == Pass::planes) cut_planes<T>(g, 1);
+    if (plan.pass == Pass::half_vector_planes) cut_planes<T>(g, half_vector_length(sizeof(T), k));
     if (plan.pass == Pass::vector_planes) cut_planes<T>(g, vector);
   } else {  // nothing to sum: the gradients are zeros
     g.tiles = g.groups_per_head = 0;
@@ -110,7 +115,7 @@ FilterPlan plan_filter_gradients(const Call& call) {
 
 template <typename T, int K>
 const char* launch_compiled_sums(const FilterPlan& plan, void* stream) {
-  constexpr int kVector = vector_length(sizeof(T), sizeof(Accumulator<T>), K);
+  constexpr int kVector = vector_length(sizeof(T), sizeof(Accumulator<T>), K), kHalf = half_vector_length(sizeof(T), K);
   const FilterGradients& f = plan.f;
   const Gather& g = f.at;
   const int64_t blocks = g.batch * g.tiles * g.heads * g.groups_per_head;
@@ -120,6 +125,11 @@ const char* launch_compiled_sums(const FilterPlan& plan, void* stream) {
       return launch(filter_gradients_pixels<T, K, kVector>, blocks, threads, pixels_shared_bytes<T>(f), stream, f);
     case Pass::vector_planes:
       return launch(filter_gradients_planes<T, K, kVector, 1>, blocks, threads, planes_shared_bytes<T>(f), stream, f);
+    case Pass::half_vector_planes:
+      if constexpr (kHalf > 1) {
+        return launch(filter_gradients_planes<T, K, kHalf, 1>, blocks, threads, planes_shared_bytes<T>(f), stream, f);
+      }
+      [[fallthrough]];
     default:
       return launch(filter_gradients_planes<T, K, 1, 0>, blocks, threads, planes_shared_bytes<T>(f), stream, f);
   }

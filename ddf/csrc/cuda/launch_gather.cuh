@@ -120,7 +120,7 @@ const char* launch_general(const Gather& g, void* stream) {
 template <typename T, int K>
 const char* launch_compiled(const Gather& g, void* stream) {
   using A = Accumulator<T>;
-  constexpr int kVector = vector_length(sizeof(T), sizeof(A), K), kHalf = 8 / sizeof(T);
+  constexpr int kVector = vector_length(sizeof(T), sizeof(A), K), kHalf = half_vector_length(sizeof(T), K);
   constexpr int64_t kElement = sizeof(T);
   const bool has_planes = g.source.column == 1 && g.output.column == 1;
   if (!has_planes && has_vector_pixels(g.source, kVector, kElement) && has_vector_pixels(g.output, kVector, kElement) &&
@@ -138,9 +138,9 @@ const char* launch_compiled(const Gather& g, void* stream) {
     if (g.stride == 2 && !g.gradient && g.source_width == 2 * g.width && serves(kVector)) {
       return launch_planes<T, K, kVector, 2>(g, stream);
     }
-    if constexpr (kHalf < kVector && kHalf > 1) {
-      if (g.stride == 1 && serves(kHalf)) return launch_planes<T, K, kHalf, 1>(g, stream);
-    }
+  }
+  if constexpr (kHalf > 1) {
+    if (g.stride == 1 && serves(kHalf)) return launch_planes<T, K, kHalf, 1>(g, stream);
   }
   return launch_planes<T, K, 1, 0>(g, stream);
 }

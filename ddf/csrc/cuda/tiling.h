@@ -29,26 +29,29 @@ constexpr int vector_length(int stored_bytes, int accumulated_bytes, int kernel_
   return kVectorBytes / (kernel_size <= kRegisterKernel ? stored_bytes : accumulated_bytes);
 }
 
+// Of half as many bytes, for rows that hold no whole number of those; 1: there are none.
+constexpr int half_vector_length(int stored_bytes, int kernel_size) {
+  return kernel_size == kRegisterKernel ? kVectorBytes / 2 / stored_bytes : 1;
+}
+
 // Threads of a block for planes: the taps of each take k*k*16 bytes of shared memory above kRegisterKernel.
 constexpr int plane_threads(int kernel_size, int vector) {
   if (vector == 1 || kernel_size <= kRegisterKernel) return kernel_size == 7 ? 64 : kPlaneThreads;
   return kernel_size == 5 ? 64 : 32;
 }
 
-// Blocks that a multiprocessor should hold: what bounds the registers of a thread, here to 128, which nothing spills
-// from, but for vectors of eight pixels (168) and what needs more in float64 or at k = 5 and 7.
+// Blocks of each kernel that the registers of a multiprocessor are to hold: the compiler keeps to 128 a thread for 16
+// warps, to 168 for 12, and nothing spills from them. Shared memory and an architecture's limits may allow fewer.
 constexpr int plane_blocks(int kernel_size, int vector, int accumulated_bytes) {
-  if (accumulated_bytes == 8) return 1;
-  if (kernel_size == 5 && vector == 1) return 3;
-  if (kernel_size == kRegisterKernel && vector == 8) return 3;
-  return 512 / plane_threads(kernel_size, vector);
+  if (kernel_size == kScalarRegisterKernel && vector == 1) return accumulated_bytes == 8 ? 2 : 3;
+  const bool many = vector == 8 || accumulated_bytes == 8;  // sums and weights of a thread
+  return kernel_size == kRegisterKernel && many ? 3 : 512 / plane_threads(kernel_size, vector);
 }
 constexpr int pixel_blocks(int kernel_size, int accumulated_bytes) {
-  return accumulated_bytes == 8 ? 2 : kernel_size == 7 ? 3 : 4;
+  return kernel_size > (accumulated_bytes == 8 ? 3 : 5) ? 3 : 4;
 }
-constexpr int sum_blocks(int kernel_size, int accumulated_bytes) {
-  return kernel_size == 7 ? 1 : (accumulated_bytes == 8 ? 8 : 16) / kernel_size;
-}
+constexpr int sum_blocks(int kernel_size) { return 16 / kernel_size; }  // a block is a warp for each row of taps
+constexpr int pixel_sum_blocks(int kernel_size) { return kernel_size == 7 ? 1 : sum_blocks(kernel_size); }
 inline constexpr int kGeneralBlocks = 2;
 
 struct Limits {
