@@ -16,7 +16,8 @@ CHECKED = (32, 256, 56, 56)  # what `python -m ddf check` times on a GPU
 _LAYOUTS = ('contiguous', 'channels_last')
 _WORKED = tuple(Work(RESNET50[0], dtype, layout) for dtype in ('float32', 'bfloat16') for layout in (False, True))
 _STRIDED = Work((32, 128, 56, 56), stride=2)
-_SINGLE = Work((32, 512, 7, 7))  # rows of no whole vector
+_HALF = Work(RESNET50[2])  # rows of no whole vector
+_SINGLE = Work(RESNET50[3])  # rows of an odd number
 _GENERAL = Work((32, 63, 56, 56), channels_last=True)  # pixels of no whole vector
 Measured = dict[str, dict[Kernel, Resources]]
 
@@ -41,7 +42,7 @@ def make(measured: Measured, recorder: Recorder, release: str) -> dict[str, str]
 def _representatives(recorder: Recorder) -> list[Launch]:
     """Launches of the kernels that the tables show: one of each, in the order of the passes."""
     chosen: dict[Kernel, Launch] = {}
-    for work in (*_WORKED, _STRIDED, _SINGLE, _GENERAL):
+    for work in (*_WORKED, _STRIDED, _HALF, _SINGLE, _GENERAL):
         for launch in (*recorder.forward(work), *recorder.filter_gradients(work)):
             chosen.setdefault(launch.kernel, launch)
     order = ('gather', 'filter', 'channel', 'spatial', 'finish')

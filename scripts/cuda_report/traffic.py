@@ -22,7 +22,6 @@ class Limits:
     shared: int
     reserved: int  # of shared memory, for each block
     granularity: int  # in which shared memory is given out
-    registers: int = 1 << 16
 
 
 LIMITS = {
@@ -33,12 +32,20 @@ LIMITS = {
 }
 
 
+REGISTERS = 1 << 16  # of a multiprocessor, of every architecture here
+
+
+def blocks_by_registers(registers: int, threads: int) -> int:
+    """Blocks of `threads` whose registers a multiprocessor holds."""
+    of_warp = math.ceil(registers * 32 / 256) * 256
+    return REGISTERS // of_warp // 4 * 4 // math.ceil(threads / 32)  # warps are given to four schedulers
+
+
 def occupancy(architecture: str, registers: int, threads: int, shared: int) -> float:
     """The share of a multiprocessor's threads that can be resident, for a kernel's registers and a launch's block."""
     limits = LIMITS[architecture]
     warps = math.ceil(threads / 32)
-    of_warp = math.ceil(registers * 32 / 256) * 256
-    by_registers = limits.registers // of_warp // 4 * 4 // warps  # warps are given to four schedulers
+    by_registers = blocks_by_registers(registers, threads)
     taken = math.ceil((shared + limits.reserved) / limits.granularity) * limits.granularity
     by_shared = limits.shared // taken if taken else limits.blocks
     blocks = min(limits.blocks, limits.threads // (warps * 32), by_registers, by_shared)
