@@ -1,4 +1,4 @@
-"""`python -m ddf` says what serves the operation in this environment.
+"""`python -m ddf` says what serves the operation in this environment, and what GPUs there are.
 
 `python -m ddf build` compiles the library next to the package, with CUDA kernels where nvcc is; exit status 1 where
 that fails.
@@ -8,14 +8,14 @@ that fails.
 import sys
 import time
 
-from . import build, check, extension, fallback
+from . import build, check, extension, fallback, report
 
 
 def main(arguments: list[str]) -> int:
     """Runs one command and returns its exit status: 0, 1 for a failure, 2 for a wrong call."""
     if not arguments:
         info = extension.build_info()
-        print(info, *fallback.notes(info.devices), sep='\n')
+        print(info, *report.gpus(dict(info.stamp)), *fallback.notes(info.devices), sep='\n')
         return 0
     if arguments == ['build']:
         return _build()

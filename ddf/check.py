@@ -139,7 +139,7 @@ def main() -> int:
     info = extension.build_info()
     print(str(info).splitlines()[0])
     devices = list(_devices())
-    print(*report.environment(devices[-1]), *fallback.notes(info.devices), sep='\n')
+    print(report.environment(), *report.gpus(dict(info.stamp)), *fallback.notes(info.devices), sep='\n')
     if info.path is None:
         print('No compiled library is loaded: what is checked is plain torch.', *info.notes, sep='\n')
     elif info.stamp:

@@ -122,6 +122,22 @@ def architecture_flags(chosen: Sequence[str]) -> list[str]:
     return flags
 
 
+def runs_on(compiled: Sequence[str], capability: str) -> bool:
+    """Whether code compiled for architectures, in torch's syntax, runs on a GPU of a capability such as '8.6'.
+
+    Machine code runs on its major version from its minor one on, PTX on everything later; what is for '9.0a', or a
+    family ('10.0f'), goes no further than that.
+    """
+    major, minor = map(int, capability.split('.'))
+    for match in filter(None, map(_ARCHITECTURE.fullmatch, compiled)):
+        least, (suffix, ptx) = (int(match[1]), int(match[2])), match.groups()[2:]
+        if least == (major, minor) or (suffix != 'a' and least[0] == major and least[1] <= minor):
+            return True
+        if ptx and not suffix and least <= (major, minor):
+            return True
+    return False
+
+
 def present_architectures() -> tuple[str, ...]:
     """Those of the GPUs that torch sees here, sorted."""
     import torch

@@ -3,13 +3,14 @@
 import contextlib
 import logging
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import nvcc
 from .functional import ddf
 
 _TIMED_SIZE = {'cpu': (1, 64, 56, 56)}  # (B, C, H, W)
@@ -17,21 +18,34 @@ _TIMED_SIZE_ELSEWHERE = (32, 256, 56, 56)
 _SECONDS = 0.3  # of measuring, per row
 
 
-def environment(device: str) -> list[str]:
-    """Lines on the machine: versions, and for GPUs their names, capabilities and the driver's CUDA."""
-    lines = [
+def environment() -> str:
+    """A line on the machine: versions and threads."""
+    return (
         f'Python {platform.python_version()}, torch {torch.__version__}, {platform.system()} {platform.machine()}, '
         f'{torch.get_num_threads()} threads'
-    ]
-    if device == 'cuda':
-        for index in range(torch.cuda.device_count()):
-            properties = torch.cuda.get_device_properties(index)
-            lines.append(
-                f'cuda:{index} {properties.name}, compute capability {properties.major}.{properties.minor}, '
-                f'{properties.total_memory / 2**30:.1f} GiB'
+    )
+
+
+def gpus(stamp: Mapping[str, str]) -> list[str]:
+    """Lines on the GPUs that torch sees: names, capabilities, memory, versions of CUDA; none without such a GPU.
+
+    `stamp` is what the loaded library says of itself: a GPU that its kernels do not run on is noted.
+    """
+    if not torch.cuda.is_available():
+        return []
+    lines, notes = [], []
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        capability = f'{properties.major}.{properties.minor}'
+        memory = properties.total_memory / 2**30
+        lines.append(f'cuda:{index} {properties.name}, compute capability {capability}, {memory:.1f} GiB')
+        compiled = stamp.get('architectures')
+        if compiled and not nvcc.runs_on(compiled.split(','), capability):
+            notes.append(
+                f'note: the CUDA kernels, compiled for {compiled}, do not run on cuda:{index}; '
+                f'`TORCH_CUDA_ARCH_LIST={capability} python -m {__package__} build` compiles them for it'
             )
-        lines.append(f'CUDA of torch {torch.version.cuda}, of the driver {_driver_version()}')
-    return lines
+    return [*lines, f'CUDA of torch {torch.version.cuda}, of the driver {_driver_version()}', *notes]
 
 
 def gradients_agree(device: str) -> str:

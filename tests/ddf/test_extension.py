@@ -1,8 +1,10 @@
 """Finding, building and loading the library. Each subprocess has a copy of the package, under another name, and a cache
 of its own; the copies' C++ sources are small ones."""
 
+import os
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +13,16 @@ from ddf import __main__ as command
 from ddf import build, check, extension, operators
 
 from . import packages
+
+_GPUS = """
+import sys, types, torch
+torch.cuda.is_available, torch.cuda.device_count = lambda: {gpus} > 0, lambda: {gpus}
+torch.cuda.get_device_capability = lambda index: (7, 5)
+gpu = types.SimpleNamespace(name='NVIDIA T4', major=7, minor=5, total_memory=16 << 30)
+torch.cuda.get_device_properties = lambda index: gpu
+from borrowed.__main__ import main
+sys.exit(main({arguments}))
+"""
 
 
 @pytest.fixture(scope='module')
@@ -92,6 +104,26 @@ def test_build_in_place_then_stale_then_without_sources(home):
     assert (status, errors) == (0, '')
     assert output.splitlines()[0].endswith(f'compiled for cpu (default), {prebuilt}')
     assert 'sources: not shipped' in output
+
+
+@pytest.mark.parametrize('gpus', [0, 1])
+def test_without_nvcc_the_rest_is_built_and_gpus_are_told_of(tmp_path, gpus):
+    folders = os.environ['PATH'].split(os.pathsep)
+    path = os.pathsep.join(folder for folder in folders if not Path(folder, 'nvcc').exists())
+    if shutil.which('c++', path=path) is None:
+        pytest.skip('nvcc lies beside the C++ compiler')
+    csrc = packages.copy_package(tmp_path / 'borrowed', small=True) / 'csrc'
+    (csrc / 'cuda').mkdir()
+    (csrc / 'cuda' / 'kernel.cu').write_text('')
+    for arguments, said in (('build', 'compiled without CUDA kernels: no nvcc found'), ('', 'no CUDA kernels here, ')):
+        code = _GPUS.format(gpus=gpus, arguments=arguments.split())
+        unset = dict.fromkeys(('CUDA_HOME', 'CUDA_PATH', 'FORCE_CUDA', 'TORCH_CUDA_ARCH_LIST'), '')
+        status, output, errors = packages.run(tmp_path, '-c', code, PATH=path, DDF_BUILD='0', **unset)
+        assert (status, errors) == (0, '')
+        assert 'compiled for cpu (default)' in output.splitlines()[0]
+        notes = [line for line in output.splitlines() if line.startswith('note: ')]
+        assert [note.startswith(f'note: {said}') for note in notes] == [True] * gpus
+        assert ('cuda:0 NVIDIA T4, compute capability 7.5' in output) == (gpus > 0 and not arguments)
 
 
 def test_library_without_a_stamp_is_passed_over(tmp_path):

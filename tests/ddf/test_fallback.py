@@ -1,9 +1,11 @@
 """What serves devices without compiled kernels; on the CPU, whose library is left out."""
 
+import types
+
 import pytest
 import torch
 
-from ddf import fallback, reference
+from ddf import fallback, reference, report
 
 from . import packages
 
@@ -61,6 +63,26 @@ def test_plain_torch_serves_where_compiling_fails(arguments, monkeypatch):
         output = fallback.run(reference.forward, 'cpu', *arguments)
     torch.testing.assert_close(output, reference.forward(*arguments))
     assert fallback.name('cpu') == 'plain torch'
+
+
+def test_gpus_are_shown_and_those_that_the_kernels_do_not_run_on_noted(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    assert report.gpus({'architectures': '9.0'}) == []
+    gpu = types.SimpleNamespace(name='NVIDIA T4', major=7, minor=5, total_memory=16 << 30)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 1)
+    monkeypatch.setattr(torch.cuda, 'get_device_properties', lambda index: gpu)
+    monkeypatch.setattr(report, '_driver_version', lambda: '13.0')
+    lines = [
+        'cuda:0 NVIDIA T4, compute capability 7.5, 16.0 GiB',
+        f'CUDA of torch {torch.version.cuda}, of the driver 13.0',
+    ]
+    for stamp in ({}, {'architectures': '7.5,8.0'}):
+        assert report.gpus(stamp) == lines
+    *shown, note = report.gpus({'architectures': '8.0,9.0+PTX'})
+    assert shown == lines
+    assert note.startswith('note: the CUDA kernels, compiled for 8.0,9.0+PTX, do not run on cuda:0; ')
+    assert 'TORCH_CUDA_ARCH_LIST=7.5 python -m ddf build' in note
 
 
 def test_gpu_without_kernels_is_noted_with_the_remedy(monkeypatch):

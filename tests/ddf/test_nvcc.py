@@ -105,6 +105,21 @@ def test_flags_of_architectures():
     ]
 
 
+@pytest.mark.parametrize(
+    ('compiled', 'runs', 'does_not'),
+    [
+        ('7.5,8.0', '7.5 8.0 8.6 8.9', '7.0 9.0 10.0'),
+        ('8.6+PTX', '8.6 8.9 9.0 12.1', '7.5 8.0'),
+        ('9.0a+PTX', '9.0', '8.9 10.0'),
+        ('10.0f', '10.0 10.3', '9.0 12.0'),
+        ('', '', '9.0'),
+    ],
+)
+def test_gpus_that_compiled_code_runs_on(compiled, runs, does_not):
+    for capabilities, expected in ((runs, True), (does_not, False)):
+        assert {nvcc.runs_on(compiled.split(','), capability) for capability in capabilities.split()} <= {expected}
+
+
 def test_failing_nvcc_leaves_cuda_out_unless_forced(csrc, folder, tmp_path, monkeypatch):
     monkeypatch.setenv('CUDA_HOME', str(folder))
     library = tmp_path / 'library.so'
