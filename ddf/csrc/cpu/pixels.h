@@ -4,6 +4,7 @@
 
 #include "scratch.h"
 #include "spatial_rows.h"
+#include "transpose.h"
 #include "vector.h"
 
 namespace ddf {
@@ -32,11 +33,26 @@ inline Range outputs_on_map(const Axis& axis, Range taps) {
   return {smaller(begin, axis.outputs), larger(smaller(end, axis.outputs), smaller(begin, axis.outputs))};
 }
 
+// Whether the axes have all taps of the kernel, in its order or the reverse.
+inline bool has_all_taps(const Call& call, const Axis& rows, const Axis& columns) {
+  return rows.taps * columns.taps == taps_of(call) && rows.tap_step == columns.tap_step &&
+         (rows.tap_step == 1 || rows.tap_step == -1);
+}
+
 // The channel filters of one image at the taps of both axes, to (taps, channels).
 template <typename T, typename A>
 DDF_NOINLINE void load_filters_by_tap(const Call& call, const Axis& rows, const Axis& columns, int64_t image,
                                       Range channels, A* to) {
   const Array& filter = call.channel_filter;
+  const int64_t taps = rows.taps * columns.taps;
+  if constexpr (__is_same(T, A)) {
+    if (has_all_taps(call, rows, columns) && filter.column == 1 && filter.row == columns.taps) {
+      const bool ascends = rows.tap_step > 0;
+      transpose(ascends ? to : to + (taps - 1) * channels.size(), ascends ? channels.size() : -channels.size(),
+                at<const T>(filter, image, channels.begin), filter.channel, channels.size(), taps);
+      return;
+    }
+  }
   for (int64_t n = 0; n < rows.taps; ++n) {
     for (int64_t m = 0; m < columns.taps; ++m, to += channels.size()) {
       const T* tap = at_tap(filter, at<const T>(filter, image, channels.begin), rows, columns, n, m);

@@ -32,8 +32,10 @@ constexpr int kFewTaps = 0, kAnyTaps = -1;
 template <Combine combine, int taps, int pixels, int vectors, typename T, typename A>
 DDF_INLINE void gather_pixels(const PixelRun<T, A>& run, int64_t channel) {
   constexpr int lanes = kLanes<A>;
-  Vector<A> sums[pixels][vectors] = {};
-  [[maybe_unused]] Vector<A> earlier_rows[pixels][vectors] = {};
+  Vector<A> sums[pixels][vectors];
+  [[maybe_unused]] Vector<A> earlier_rows[pixels][vectors];
+  clear(sums);
+  if constexpr (taps == kAnyTaps) clear(earlier_rows);
   const int64_t first_row = run.tap_rows.begin, first_column = run.tap_columns.begin;
   const int64_t tap_columns = taps > 0 ? taps : run.tap_columns.size();
   const int64_t pixel = run.source_pixel, spatial_pixel = run.spatial_pixel, output_pixel = run.output_pixel;

@@ -95,6 +95,13 @@ DDF_NOINLINE const A* load_channel_filters(const Array& filter, const T* from, c
         filter.row == known_taps && filter.channel == taps) {
       return from + rows.first_tap * known_taps + columns.first_tap;
     }
+    if (rows.tap_step == -1 && columns.tap_step == -1 && rows.first_tap == known_taps - 1 &&
+        columns.first_tap == known_taps - 1 && filter.column == 1 && filter.row == known_taps) {
+      for (int64_t c = 0; c < channels; ++c) {
+        for (int64_t t = 0; t < taps; ++t) to[c * taps + t] = from[c * filter.channel + taps - 1 - t];
+      }
+      return to;
+    }
   }
   const int64_t channel_step = known_taps > 0 ? taps : 1, tap_step = known_taps > 0 ? 1 : channels;
   A* target = to;

@@ -27,7 +27,8 @@ struct GradientTile {
 template <Combine combine, int channels, typename A>
 DDF_INLINE void add_tap(const GradientTile<A>& tile, const A* source, const A* weights, A* weight_sums,
                         const A* channel_filter, int64_t channel_step, Vector<A>* channel_sums, Range rows) {
-  Vector<A> c[channels], sums[channels] = {};
+  Vector<A> c[channels], sums[channels];
+  clear(sums);
   for (int i = 0; i < channels; ++i) c[i] = broadcast(channel_filter[i * channel_step]);
   const int64_t pitch = tile.pitch;  // and no member of `tile` below: each would be read again after every store
   for (int64_t row = rows.begin; row < rows.end; ++row) {

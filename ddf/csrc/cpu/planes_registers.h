@@ -53,8 +53,10 @@ template <Combine combine, int taps_known, int channels, int rows, int vectors, 
 DDF_INLINE void gather_registers(const TapOffsets& taps, const GroupTile<A>& tile, int64_t row, int64_t column) {
   constexpr int lanes = kLanes<A>;
   constexpr int channel_step = taps_known > 0 ? taps_known * taps_known : 1, tap_step = taps_known > 0 ? 1 : channels;
-  Vector<A> sums[channels][rows][vectors] = {};
-  [[maybe_unused]] Vector<A> earlier_rows[channels][rows][vectors] = {};
+  Vector<A> sums[channels][rows][vectors];
+  [[maybe_unused]] Vector<A> earlier_rows[channels][rows][vectors];
+  clear(sums);
+  if constexpr (taps_known == 0) clear(earlier_rows);
   const A* source = tile.source + row * tile.source_row + column;
   const A* weights = tile.weights + row * tile.weight_row + column;
   const A* filter = tile.channel_filter;

@@ -31,7 +31,8 @@ DDF_NOINLINE void add_vectors(const PlaneTap& tap, Range vectors, Range inner) {
   const float *weights = tap.weights, *source = tap.source, *grad = tap.grad;
   float* weight_sums = tap.weight_sums;
   const Mask* masks = tap.masks;
-  Vector<float> c[kPlaneChannels], sums[kPlaneChannels] = {};
+  Vector<float> c[kPlaneChannels], sums[kPlaneChannels];
+  clear(sums);
   for (int i = 0; i < kPlaneChannels; ++i) c[i] = broadcast(tap.channel_filter[i * tap.channel_filter_step]);
   const auto add_vector = [&]<bool is_inner>(int64_t v) DDF_ALWAYS_INLINE {
     const Mask mask = masks[v];

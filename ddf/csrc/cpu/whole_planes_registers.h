@@ -33,7 +33,8 @@ enum class Reads { plane, neighbours, anywhere };
 template <Combine combine, int taps, int vectors, Reads reads>
 DDF_INLINE void gather_vectors(const PlaneGroup& group, const Mask* tap_masks, int64_t position) {
   constexpr int lanes = kLanes<float>;
-  Vector<float> sums[kPlaneChannels][vectors] = {};
+  Vector<float> sums[kPlaneChannels][vectors];
+  clear(sums);
   for (int64_t m = 0; m < taps; ++m) {
     const float* source = group.source + position + m * group.source_tap_column;
     const float* weights = group.spatial.data + position + m * group.spatial.tap_column;
