@@ -9,6 +9,7 @@
 
 #include "scratch.h"
 #include "spatial_rows.h"
+#include "transpose.h"
 #include "vector.h"
 
 namespace ddf {
@@ -95,7 +96,7 @@ class GradientWorker {
     row_range_ = tiling_.row_range(call_, tile);
     column_range_ = tiling_.column_range(call_, tile);
     spatial_ = SpatialTile<T>(call_, row_set_, column_set_, row_range_, column_range_);
-    spatial_.load(spatial_image, head, call_.normalize, weights_);
+    if (loads_spatial_) spatial_.load(spatial_image, head, call_.normalize, weights_);
     __builtin_memset(weight_sums_, 0, spatial_.size() * sizeof(A));
     const bool shared = call_.spatial_batch < call_.batch;
     const Range images = shared ? Range{0, call_.batch} : Range{spatial_image, spatial_image + 1};
@@ -113,6 +114,7 @@ class GradientWorker {
   const AxisSet &row_set_, &column_set_;
   const GradientTiling& tiling_;
   A* partial_sums_;
+  bool loads_spatial_ = true;                      // to weights_
   A *weights_ = nullptr, *weight_sums_ = nullptr;  // (rows, taps, pitch)
   Range row_range_, column_range_;
   SpatialTile<T> spatial_;
@@ -133,6 +135,13 @@ class GradientWorker {
     T* to = at<T>(strides, image, head * taps) + column_range_.begin * strides.column;
     const A* from = weight_sums_;
     for (int64_t row = row_range_.begin; row < row_range_.end; ++row) {
+      if constexpr (__is_same(T, A)) {
+        if (strides.channel == 1) {
+          transpose(to + row * strides.row, strides.column, from, pitch, taps, column_range_.size());
+          from += taps * pitch;
+          continue;
+        }
+      }
       for (int64_t t = 0; t < taps; ++t, from += pitch) {
         copy_strided(to + t * strides.channel + row * strides.row, strides.column, from, 1, column_range_.size());
       }
@@ -143,16 +152,21 @@ class GradientWorker {
 // grad_channel, contiguous, from partial sums (batch, tiles, channels, taps) in the computed type.
 template <typename T, typename A>
 void sum_channel_gradients(const Call& call, int64_t tiles, const A* partial_sums) {
-  const int64_t taps = taps_of(call), plane = call.channels * taps;
+  const int64_t plane = call.channels * taps_of(call);
   const int64_t parts = call.batch / larger<int64_t>(call.channel_batch, 1) * tiles;
-  parallel(call, call.channel_batch * call.channels, [&](int64_t begin, int64_t end) {
-    for (int64_t filter = begin; filter < end; ++filter) {
-      const A* first = partial_sums + filter / call.channels * parts * plane + filter % call.channels * taps;
-      for (int64_t t = 0; t < taps; ++t) {
-        double sum = 0;
-        for (int64_t part = 0; part < parts; ++part) sum += first[part * plane + t];
-        Conversion<T, 1>::store(static_cast<T*>(call.grad_channel.data) + filter * taps + t, static_cast<A>(sum));
+  constexpr int64_t kBlock = 64;
+  const int64_t blocks = ceil_divide(plane, kBlock);
+  parallel(call, call.channel_batch * blocks, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t filter = task / blocks, first = task % blocks * kBlock, count = smaller(plane - first, kBlock);
+      const A* from = partial_sums + filter * parts * plane + first;
+      double sums[kBlock] = {};
+      for (int64_t part = 0; part < parts; ++part) {
+        for (int64_t i = 0; i < count; ++i) sums[i] += from[part * plane + i];
       }
+      A rounded[kBlock];
+      for (int64_t i = 0; i < count; ++i) rounded[i] = static_cast<A>(sums[i]);
+      copy(static_cast<T*>(call.grad_channel.data) + filter * plane + first, rounded, count);
     }
   });
 }

@@ -1,5 +1,9 @@
-// Gradients of both filters, for channels_last maps: a few vectors of channels at one tap keep the channel filter and
-// its gradient in registers for a row of pixels, each of which leaves a sum over the channels.
+// Gradients of both filters, for channels_last maps.
+//
+// A register tile is a few neighbouring pixels at a few taps of a row: it holds their spatial filter and its gradient,
+// sums over channels, while it walks through a block of channels. The channel filter and its gradient, sums over pixels,
+// come from memory, a vector for each tap and all pixels of the tile. All rows of taps follow before the next pixels, so
+// that grad_output is in the first cache then.
 #pragma once
 
 #include "filter_gradients.h"
@@ -8,65 +12,126 @@
 namespace ddf {
 namespace {
 
-// A run of pixels of one output row at one tap, from some channel on; distances in elements.
+constexpr int kGradientPixels = 4, kGradientTaps = kAccumulators >= 16 ? 3 : 1;  // of a register tile
+constexpr int64_t kGradientChannels = 128;  // of a block: both filters' parts stay in the first cache
+
+// A run of pixels of one output row at some taps of each row, and a block of channels; distances in elements.
 template <typename T, typename A>
 struct TapRun {
-  int64_t pixels;
+  int64_t pixels, channels, tap_rows;
   const T* source;
-  int64_t source_pixel;
+  int64_t source_pixel, source_tap, source_tap_row;
   const T* grad;
   int64_t grad_pixel;
-  const A* weights;
+  SpatialView<A> spatial;
   A* weight_sums;
+  int64_t weight_tap, weight_tap_row;
   const A* channel_filter;
   A* channel_sums;
-  int64_t counted;  // of the first channels, which another vector serves
+  int64_t filter_tap, filter_tap_row;
+  int64_t next_source, next_grad;  // from the last tap row's source, and from grad, to what the next output row reads
 };
 
-// `count` pixels from `pixel` on.
-template <Combine combine, int count, int vectors, bool partial, typename T, typename A>
-DDF_INLINE void add_pixels(const TapRun<T, A>& run, int64_t pixel, const Vector<A> (&filter)[vectors],
-                           Vector<A> (&channel_sums)[vectors], Vector<A> kept) {
-  constexpr int lanes = kLanes<A>;
-  Vector<A> sums[count] = {};
-  for (int p = 0; p < count; ++p) {
-    const T *x = run.source + (pixel + p) * run.source_pixel, *g = run.grad + (pixel + p) * run.grad_pixel;
-    const Vector<A> spatial = broadcast(run.weights[pixel + p]);
-    for (int v = 0; v < vectors; ++v) {
-      Vector<A> u = load(g + v * lanes) * load(x + v * lanes);
-      if constexpr (partial) u = kept != 0 ? u : Vector<A>{};
-      add_tap_gradients<combine>(u, filter[v], spatial, sums[p], channel_sums[v]);
-    }
-  }
-  add_lanes<count>(run.weight_sums + pixel, sums);
+// What add_vector does at some pixels and one row of taps.
+template <typename T, typename A>
+struct TapRow {
+  const T *source, *grad;
+  const A* channel_filter;
+  A* channel_sums;
+  const T* ahead;  // to be fetched into the cache, or null
+  int64_t ahead_pixel;
+};
+
+// Lanes of the last vector of `channels`, which overlaps the one before, that no other vector serves.
+template <typename A>
+DDF_INLINE auto uncounted_lanes(int64_t channels) {
+  Vector<A> index{};
+  for (int i = 0; i < kLanes<A>; ++i) index[i] = i;
+  return index >= broadcast(static_cast<A>(kLanes<A> - channels % kLanes<A>));
 }
 
-template <Combine combine, int vectors, bool partial = false, typename T, typename A>
-DDF_NOINLINE void add_run(const TapRun<T, A>& run) {
-  constexpr int lanes = kLanes<A>;
-  Vector<A> filter[vectors], channel_sums[vectors], kept{};
-  for (int i = 0; i < lanes; ++i) kept[i] = i >= run.counted;
-  for (int v = 0; v < vectors; ++v) {
-    filter[v] = load(run.channel_filter + v * lanes);
-    channel_sums[v] = load(run.channel_sums + v * lanes);
+// One vector of channels. The sums over channels stay in registers, those over pixels are in memory between tiles.
+template <Combine combine, int taps, int pixels, bool partial, typename T, typename A>
+DDF_INLINE void add_vector(const TapRun<T, A>& run, const TapRow<T, A>& row, int64_t channel,
+                           const Vector<A> (&spatial)[taps][pixels], Vector<A> (&sums)[taps][pixels]) {
+  Vector<A> grad[pixels];
+  const T *at_pixel[pixels], *grad_at_pixel = row.grad + channel;
+  for (int p = 0; p < pixels; ++p) {
+    grad[p] = load(grad_at_pixel);
+    grad_at_pixel += run.grad_pixel;
+    at_pixel[p] = opaque(p == 0 ? row.source + channel : at_pixel[p - 1] + run.source_pixel);
   }
+  if (row.ahead != nullptr) {
+    for (int p = 0; p < pixels; ++p) __builtin_prefetch(row.ahead + p * row.ahead_pixel + channel);
+  }
+  for (int t = 0; t < taps; ++t) {
+    const int64_t place = t * run.filter_tap + channel;
+    const Vector<A> filter = load(row.channel_filter + place);
+    Vector<A> channel_sum = load(row.channel_sums + place);
+    for (int p = 0; p < pixels; ++p) {
+      Vector<A> u = grad[p] * load(at_pixel[p] + t * run.source_tap);
+      if constexpr (partial) u = uncounted_lanes<A>(run.channels) ? u : Vector<A>{};
+      add_tap_gradients<combine>(u, filter, spatial[t][p], sums[t][p], channel_sum);
+    }
+    store(row.channel_sums + place, channel_sum);
+  }
+}
+
+// `pixels` neighbours from `pixel` on, all rows of taps and all channels of the block.
+template <Combine combine, int taps, int pixels, typename T, typename A>
+DDF_INLINE void add_pixels(const TapRun<T, A>& run, int64_t pixel) {
+  constexpr int lanes = kLanes<A>;
+  TapRow<T, A> row{run.source + pixel * run.source_pixel, run.grad + pixel * run.grad_pixel, run.channel_filter,
+                   run.channel_sums, nullptr, run.grad_pixel};
+  row.ahead = row.grad + run.next_grad;
+  const A* weights = run.spatial.data + pixel * run.spatial.column;
+  A* weight_sums = run.weight_sums + pixel;
+  for (int64_t n = 0; n < run.tap_rows; ++n) {
+    Vector<A> spatial[taps][pixels], sums[taps][pixels];
+    clear(sums);
+    for (int t = 0; t < taps; ++t) {
+      for (int p = 0; p < pixels; ++p) {
+        spatial[t][p] = broadcast(weights[t * run.spatial.tap_column + p * run.spatial.column]);
+      }
+    }
+    if (n > 0) {
+      row.ahead = n + 1 == run.tap_rows ? row.source + run.next_source : nullptr;
+      row.ahead_pixel = run.source_pixel;
+    }
+    int64_t channel = 0;
+    for (; channel + lanes <= run.channels; channel += lanes) {
+      add_vector<combine, taps, pixels, false>(run, row, channel, spatial, sums);
+    }
+    if (channel < run.channels) {
+      add_vector<combine, taps, pixels, true>(run, row, run.channels - lanes, spatial, sums);
+    }
+    for (int t = 0; t < taps; ++t) add_lanes<pixels>(weight_sums + t * run.weight_tap, sums[t]);
+    row.source += run.source_tap_row;
+    row.channel_filter += run.filter_tap_row;
+    row.channel_sums += run.filter_tap_row;
+    weights += run.spatial.tap_row;
+    weight_sums += run.weight_tap_row;
+  }
+}
+
+template <Combine combine, int taps, typename T, typename A>
+DDF_NOINLINE void add_run(const TapRun<T, A>& run) {
   int64_t pixel = 0;
-  for (; pixel + 4 <= run.pixels; pixel += 4) {
-    add_pixels<combine, 4, vectors, partial>(run, pixel, filter, channel_sums, kept);
+  for (; pixel + kGradientPixels <= run.pixels; pixel += kGradientPixels) {
+    add_pixels<combine, taps, kGradientPixels>(run, pixel);
   }
   if (pixel + 2 <= run.pixels) {
-    add_pixels<combine, 2, vectors, partial>(run, pixel, filter, channel_sums, kept);
+    add_pixels<combine, taps, 2>(run, pixel);
     pixel += 2;
   }
-  if (pixel < run.pixels) add_pixels<combine, 1, vectors, partial>(run, pixel, filter, channel_sums, kept);
-  for (int v = 0; v < vectors; ++v) store(run.channel_sums + v * lanes, channel_sums[v]);
+  if (pixel < run.pixels) add_pixels<combine, taps, 1>(run, pixel);
 }
 
 template <typename T>
 class PixelGradientWorker : GradientWorker<T> {
   using Base = GradientWorker<T>;
   using Base::call_, Base::rows_, Base::columns_, Base::weights_, Base::weight_sums_, Base::row_range_,
-      Base::column_range_, Base::spatial_, Base::tap;
+      Base::column_range_, Base::spatial_, Base::loads_spatial_, Base::tap;
   using typename Base::A;
 
  public:
@@ -78,6 +143,7 @@ class PixelGradientWorker : GradientWorker<T> {
     channel_sums_ = filters_ + filters;
     recent_sums_ = channel_sums_ + filters;
     served_ = reinterpret_cast<Range*>(recent_sums_ + filters);
+    loads_spatial_ = !__is_same(T, A) || call.normalize;  // else its elements are read where they lie
   }
 
   void run(int64_t task) {
@@ -87,12 +153,25 @@ class PixelGradientWorker : GradientWorker<T> {
         const int64_t begin = larger(served.begin, column_range_.begin);
         served_[m] = {begin, larger(smaller(served.end, column_range_.end), begin)};
       }
+      view_ = view(image, head);
       add_image(image, head);
       store_channel_sums(partial_sums + head * per_head_ * taps_of(call_));
     });
   }
 
  private:
+  // The spatial filter at the tile's first pixel.
+  SpatialView<A> view(int64_t image, int64_t head) const {
+    if constexpr (__is_same(T, A)) {
+      if (!loads_spatial_) {
+        auto view = spatial_in_place<A>(call_, rows_, columns_, row_range_.begin, image, head);
+        view.data += column_range_.begin * view.column;
+        return view;
+      }
+    }
+    return spatial_.view(0, 0, weights_);
+  }
+
   void add_image(int64_t image, int64_t head) {
     const Range channels{head * per_head_, (head + 1) * per_head_};
     load_filters_by_tap<T>(call_, rows_, columns_, image, channels, filters_);
@@ -101,70 +180,107 @@ class PixelGradientWorker : GradientWorker<T> {
     __builtin_memset(recent_sums_, 0, sums * sizeof(A));
     source_ = at<const T>(call_.input, image, channels.begin);
     grad_ = at<const T>(call_.output, image, channels.begin);
-    constexpr int lanes = kLanes<A>, most = kAccumulators / 2;
-    int64_t channel = 0;
-    for (; channel + most * lanes <= per_head_; channel += most * lanes) add_channels<most>(channel);
-    for (; channel + most / 2 * lanes <= per_head_; channel += most / 2 * lanes) add_channels<most / 2>(channel);
-    for (; channel + lanes <= per_head_; channel += lanes) add_channels<1>(channel);
-    if (channel < per_head_) add_channels<1, true>(per_head_ - lanes, channel - (per_head_ - lanes));
+    for (int64_t channel = 0; channel < per_head_;) {
+      // the rest joins the last block where it would not fill a vector
+      const int64_t left = per_head_ - channel;
+      const int64_t count = left < kGradientChannels + kLanes<A> ? left : kGradientChannels;
+      add_channels({channel, channel + count});
+      channel += count;
+    }
   }
 
-  // All pixels of the tile, for a few vectors of channels.
-  template <int vectors, bool partial = false>
-  void add_channels(int64_t channel, int64_t counted = 0) {
+  // All pixels of the tile, for a block of channels.
+  void add_channels(Range channels) {
     int64_t recent_pixels = 0;
     for (int64_t row = row_range_.begin; row < row_range_.end; ++row) {
-      const Range tap_rows = taps_on_map(rows_, row);
-      for (int64_t n = tap_rows.begin; n < tap_rows.end; ++n) {
-        for (int64_t m = 0; m < columns_.taps; ++m) {
-          TapRun<T, A> run = run_of(row, n, m, channel);
-          run.counted = counted;
-          with_combine(call_, [&]<Combine combine>() { add_run<combine, vectors, partial>(run); });
-        }
-      }
+      int64_t m = 0;
+      for (; m + kGradientTaps <= columns_.taps; m += kGradientTaps) add_tap_columns(row, m, channels);
+      for (; m < columns_.taps; ++m) add_taps<1>(row, m, served_[m], channels);
       recent_pixels += column_range_.size();
       if (recent_pixels < 128 && row + 1 < row_range_.end) continue;
-      end_recent_sums<vectors>(channel);
+      end_recent_sums(channels);
       recent_pixels = 0;
     }
   }
 
-  // Sums of a few pixels are added as a whole, which keeps the rounding errors of large maps small.
-  template <int vectors>
-  void end_recent_sums(int64_t channel) {
-    for (int64_t t = 0; t < rows_.taps * columns_.taps; ++t) {
-      for (int v = 0; v < vectors; ++v) {
-        const int64_t place = t * per_head_ + channel + v * kLanes<A>;
-        store(channel_sums_ + place, load(channel_sums_ + place) + load(recent_sums_ + place));
-        store(recent_sums_ + place, Vector<A>{});
+  // A few taps side by side of each row: together where all meet the map, fewer at the borders.
+  void add_tap_columns(int64_t row, int64_t m, Range channels) {
+    Range shared = served_[m];
+    for (int64_t t = m + 1; t < m + kGradientTaps; ++t) {
+      shared = {larger(shared.begin, served_[t].begin), smaller(shared.end, served_[t].end)};
+    }
+    shared.end = larger(shared.begin, shared.end);
+    add_taps<kGradientTaps>(row, m, shared, channels);
+    if constexpr (kGradientTaps == 3) {
+      const bool together = shared.size() > 0;
+      if (together) {
+        add_taps<2>(row, m + 1, {served_[m + 1].begin, shared.begin}, channels);
+        add_taps<2>(row, m, {shared.end, served_[m + 1].end}, channels);
+        add_taps<1>(row, m + 2, {served_[m + 2].begin, served_[m + 1].begin}, channels);
+        add_taps<1>(row, m, {served_[m + 1].end, served_[m].end}, channels);
+      } else {
+        for (int64_t t = m; t < m + 3; ++t) add_taps<1>(row, t, served_[t], channels);
       }
     }
   }
 
-  // One row of outputs at one tap: those that the tap serves.
-  TapRun<T, A> run_of(int64_t row, int64_t n, int64_t m, int64_t channel) const {
-    const Range columns = served_[m];
-    const int64_t filter = (n * columns_.taps + m) * per_head_ + channel;
+  template <int taps>
+  void add_taps(int64_t row, int64_t m, Range columns, Range channels) {
+    if (columns.size() <= 0) return;
+    const TapRun<T, A> run = run_of(row, m, columns, channels);
+    with_combine(call_, [&]<Combine combine>() { add_run<combine, taps>(run); });
+  }
+
+  // Sums of a few pixels are added as a whole, which keeps the rounding errors of large maps small.
+  void end_recent_sums(Range channels) {
+    for (int64_t t = 0; t < rows_.taps * columns_.taps; ++t) {
+      A *sums = channel_sums_ + t * per_head_, *recent = recent_sums_ + t * per_head_;
+      for (int64_t c = channels.begin; c < channels.end; ++c) {
+        sums[c] += recent[c];
+        recent[c] = 0;
+      }
+    }
+  }
+
+  // One row of outputs at the taps of all rows that meet the map, from column m on.
+  TapRun<T, A> run_of(int64_t row, int64_t m, Range columns, Range channels) const {
+    const Range tap_rows = taps_on_map(rows_, row);
+    const int64_t n = tap_rows.begin, first_column = columns.begin - column_range_.begin;
+    const int64_t filter = (n * columns_.taps + m) * per_head_ + channels.begin;
     const int64_t source_row = rows_.source_origin + row * rows_.source_step + n * rows_.source_tap_step;
     const int64_t source_column =
         columns_.source_origin + columns.begin * columns_.source_step + m * columns_.source_tap_step;
-    const int64_t spatial = ((row - row_range_.begin) * taps_of(call_) + tap(n, m)) * spatial_.pitch() + columns.begin -
-                            column_range_.begin;
+    const int64_t line = taps_of(call_) * spatial_.pitch();
     TapRun<T, A> run{};
     run.pixels = columns.size();
-    run.source = source_ + source_row * call_.input.row + source_column * call_.input.column + channel;
+    run.channels = channels.size();
+    run.tap_rows = tap_rows.size();
+    run.source = source_ + source_row * call_.input.row + source_column * call_.input.column + channels.begin;
     run.source_pixel = columns_.source_step * call_.input.column;
-    run.grad = grad_ + row * call_.output.row + columns.begin * call_.output.column + channel;
+    run.source_tap = columns_.source_tap_step * call_.input.column;
+    run.source_tap_row = rows_.source_tap_step * call_.input.row;
+    run.next_source = rows_.source_step * call_.input.row;
+    run.grad = grad_ + row * call_.output.row + columns.begin * call_.output.column + channels.begin;
     run.grad_pixel = call_.output.column;
-    run.weights = weights_ + spatial;
-    run.weight_sums = weight_sums_ + spatial;
+    run.next_grad = call_.output.row;
+    run.spatial = view_;
+    run.spatial.data += (row - row_range_.begin) * view_.row + (columns.begin - column_range_.begin) * view_.column +
+                        n * view_.tap_row + m * view_.tap_column;
+    run.weight_sums = weight_sums_ + (row - row_range_.begin) * line + tap(n, m) * spatial_.pitch() + first_column;
+    run.weight_tap = spatial_.pitch();
+    run.weight_tap_row = call_.kernel_size * spatial_.pitch();
     run.channel_filter = filters_ + filter;
     run.channel_sums = recent_sums_ + filter;
+    run.filter_tap = per_head_;
+    run.filter_tap_row = columns_.taps * per_head_;
     return run;
   }
 
   void store_channel_sums(A* partial_sums) {
     const int64_t taps = taps_of(call_);
+    if (has_all_taps(call_, rows_, columns_)) {
+      return transpose(partial_sums, taps, channel_sums_, per_head_, taps, per_head_);
+    }
     __builtin_memset(partial_sums, 0, per_head_ * taps * sizeof(A));
     const A* sums = channel_sums_;
     for (int64_t n = 0; n < rows_.taps; ++n) {
@@ -178,6 +294,7 @@ class PixelGradientWorker : GradientWorker<T> {
   A *filters_, *channel_sums_, *recent_sums_;
   Range* served_;  // the columns that each tap column serves
   const T *source_ = nullptr, *grad_ = nullptr;
+  SpatialView<A> view_{};
 };
 
 }  // namespace
