@@ -43,7 +43,8 @@ def test_this_process_runs_the_present_sources():
     assert 'cpu' in info.devices, info
     assert dict(info.stamp)['source'] == info.source_hash == build.source_hash()
     capability = f' ({info.cpu_capability})' if info.cpu_capability else ''
-    assert str(info).splitlines()[0] == f'ddf {ddf.__version__}: compiled for cpu{capability}, {info.path}'
+    compiled = f'{", ".join(info.devices)}{capability}'
+    assert str(info).splitlines()[0] == f'ddf {ddf.__version__}: compiled for {compiled}, {info.path}'
 
 
 def test_without_a_compiler_plain_torch_serves(home):
