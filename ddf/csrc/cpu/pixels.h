@@ -91,6 +91,10 @@ class PixelRows {
       for (int64_t slot = 0; slot < slots.count; ++slot) {
         const int64_t y = slots.source_row(slot);
         if (y < 0 || y >= rows[0].source_size) continue;
+        if (source.column == call.channels) {
+          copy(scratch + slot * line, map + y * source.row, line);
+          continue;
+        }
         for (int64_t x = 0; x < columns.source_size; ++x) {
           copy(scratch + slot * line + x * call.channels, map + y * source.row + x * source.column, call.channels);
         }

@@ -117,6 +117,17 @@ struct Conversion<BFloat16, lanes> {
   }
   // To nearest, ties to even; NaN stays NaN.
   static DDF_INLINE void store(BFloat16* to, F value) {
+#if defined(__AVX512F__)
+    if constexpr (lanes == 16) {
+      const __m512i bits = same_bits<__m512i>(value);
+      const __mmask16 is_odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x10000));
+      const __mmask16 is_nan = _mm512_cmp_ps_mask(same_bits<__m512>(value), same_bits<__m512>(value), _CMP_UNORD_Q);
+      __m512i rounded = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff));
+      rounded = _mm512_mask_add_epi32(rounded, is_odd, bits, _mm512_set1_epi32(0x8000));
+      rounded = _mm512_mask_or_epi32(rounded, is_nan, bits, _mm512_set1_epi32(0x400000));
+      return store_raw(to, _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+    }
+#endif
     const W bits = same_bits<W>(value);
     const W rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     const W quiet_nan = (bits >> 16) | 0x40;
