@@ -1,6 +1,6 @@
 // Included before every source to compile the AVX-512 kernels for a processor that has AVX2 only: the compiler splits
-// their wide vectors in two, and what they take from <immintrin.h> is put together here. Lanes that a mask leaves out are
-// not touched in memory.
+// their wide vectors in two, and what they take from <immintrin.h> is put together here. Lanes that a mask leaves out
+// are not touched in memory.
 #pragma once
 #include <immintrin.h>
 
@@ -92,8 +92,55 @@ static inline __mmask16 emulated_cmplt_epu32_mask(__m512i a, __m512i b) {
   return mask;
 }
 
+static inline __mmask16 emulated_test_epi32_mask(__m512i a, __m512i b) {
+  unsigned first[16], second[16];
+  __mmask16 mask = 0;
+  __builtin_memcpy(first, &a, sizeof first);
+  __builtin_memcpy(second, &b, sizeof second);
+  for (int i = 0; i < 16; ++i) mask |= static_cast<__mmask16>(((first[i] & second[i]) != 0) << i);
+  return mask;
+}
+
+static inline __mmask16 emulated_unordered_mask(__m512 a, __m512 b) {
+  float first[16], second[16];
+  __mmask16 mask = 0;
+  __builtin_memcpy(first, &a, sizeof first);
+  __builtin_memcpy(second, &b, sizeof second);
+  for (int i = 0; i < 16; ++i) mask |= static_cast<__mmask16>(__builtin_isunordered(first[i], second[i]) << i);
+  return mask;
+}
+
+static inline __m512i emulated_mask_add_epi32(__m512i other, __mmask16 mask, __m512i a, __m512i b) {
+  unsigned lanes[16], first[16], second[16];
+  __builtin_memcpy(lanes, &other, sizeof lanes);
+  __builtin_memcpy(first, &a, sizeof first);
+  __builtin_memcpy(second, &b, sizeof second);
+  for (int i = 0; i < 16; ++i) {
+    if (mask >> i & 1) lanes[i] = first[i] + second[i];
+  }
+  __builtin_memcpy(&other, lanes, sizeof lanes);
+  return other;
+}
+
+static inline __m512i emulated_mask_or_epi32(__m512i other, __mmask16 mask, __m512i a, __m512i b) {
+  unsigned lanes[16], first[16], second[16];
+  __builtin_memcpy(lanes, &other, sizeof lanes);
+  __builtin_memcpy(first, &a, sizeof first);
+  __builtin_memcpy(second, &b, sizeof second);
+  for (int i = 0; i < 16; ++i) {
+    if (mask >> i & 1) lanes[i] = first[i] | second[i];
+  }
+  __builtin_memcpy(&other, lanes, sizeof lanes);
+  return other;
+}
+
 #undef _mm512_cvtph_ps
 #undef _mm512_cvtps_ph
+#undef _mm512_cmp_ps_mask
+#define _mm512_test_epi32_mask emulated_test_epi32_mask
+#define _mm512_cmp_ps_mask(a, b, unordered) emulated_unordered_mask(a, b)
+#define _mm512_mask_add_epi32 emulated_mask_add_epi32
+#define _mm512_mask_or_epi32 emulated_mask_or_epi32
 #define _mm512_cvtph_ps(halves) emulated_cvtph_ps(halves)
 #define _mm512_cvtps_ph(floats, rounding) emulated_cvtps_ph(floats)
 #define _mm512_cvtepu16_epi32 emulated_cvtepu16_epi32

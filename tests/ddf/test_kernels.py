@@ -162,6 +162,30 @@ def test_sums_over_many_elements_round_little(memory_format, size):
         assert (gradient - expected).abs().max() <= 1e-6 * expected.abs().max()
 
 
+@pytest.mark.parametrize('kernel_size', [1, 3])
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_is_rounded_to_nearest(dtype, memory_format, kernel_size):
+    """With one tap that is not zero the result is a product, exact in float; many lie between two values."""
+    generator = torch.Generator().manual_seed(0)
+    input = torch.randn(2, 48, 9, 23, generator=generator).to(dtype)
+    input.flatten()[::7] *= torch.finfo(dtype).max / 8  # some products lie beyond the range
+    if kernel_size == 1:
+        for place, value in enumerate((float('nan'), float('inf'), -float('inf'))):
+            input.flatten()[place::311] = value
+    channel_filter = torch.zeros(2, 48, kernel_size, kernel_size, dtype=dtype)
+    channel_filter[:, :, kernel_size // 2, kernel_size // 2] = (
+        1 + torch.randint(128, (2, 48), generator=generator) / 128
+    )
+    spatial_filter = torch.full((2, kernel_size**2, 9, 23), -1.0, dtype=dtype)
+    product = -input.float() * channel_filter.float().sum((2, 3), keepdim=True)
+    expected = product.to(dtype)
+    assert expected.isinf().any()
+    assert (expected != product).any()
+    found = ddf.ddf(input.contiguous(memory_format=memory_format), channel_filter, spatial_filter, kernel_size)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+
+
 def test_every_element_is_written(monkeypatch):
     """Uninitialised memory, the kernels' results among it, holds NaN here; also where no tap touches the map."""
     monkeypatch.setattr(torch.utils.deterministic, 'fill_uninitialized_memory', True)

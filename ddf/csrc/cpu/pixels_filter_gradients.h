@@ -1,9 +1,9 @@
 // Gradients of both filters, for channels_last maps.
 //
 // A register tile is a few neighbouring pixels at a few taps of a row: it holds their spatial filter and its gradient,
-// sums over channels, while it walks through a block of channels. The channel filter and its gradient, sums over pixels,
-// come from memory, a vector for each tap and all pixels of the tile. All rows of taps follow before the next pixels, so
-// that grad_output is in the first cache then.
+// sums over channels, while it walks through a block of channels. The channel filter and its gradient, sums over
+// pixels, come from memory, a vector for each tap and all pixels of the tile. All rows of taps follow before the next
+// pixels, so that grad_output is in the first cache then.
 #pragma once
 
 #include "filter_gradients.h"
@@ -81,8 +81,12 @@ DDF_INLINE void add_vector(const TapRun<T, A>& run, const TapRow<T, A>& row, int
 template <Combine combine, int taps, int pixels, typename T, typename A>
 DDF_INLINE void add_pixels(const TapRun<T, A>& run, int64_t pixel) {
   constexpr int lanes = kLanes<A>;
-  TapRow<T, A> row{run.source + pixel * run.source_pixel, run.grad + pixel * run.grad_pixel, run.channel_filter,
-                   run.channel_sums, nullptr, run.grad_pixel};
+  TapRow<T, A> row{run.source + pixel * run.source_pixel,
+                   run.grad + pixel * run.grad_pixel,
+                   run.channel_filter,
+                   run.channel_sums,
+                   nullptr,
+                   run.grad_pixel};
   row.ahead = row.grad + run.next_grad;
   const A* weights = run.spatial.data + pixel * run.spatial.column;
   A* weight_sums = run.weight_sums + pixel;

@@ -146,7 +146,7 @@ class PixelWorker {
     if constexpr (__is_same(T, A)) {
       if (in_place()) return spatial_in_place<A>(call_, rows_, columns_, range.begin, image, head);
     }
-    const SpatialTile<T> tile(call_, row_set_, column_set_, range, {0, columns_.outputs});
+    const SpatialTile<T> tile(call_, row_set_, column_set_, range, {0, columns_.outputs}, element_layout<T, A>(call_));
     tile.load(image, head, call_.normalize, spatial_scratch_);
     return tile.view(0, 0, spatial_scratch_);
   }

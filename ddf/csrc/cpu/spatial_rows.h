@@ -111,15 +111,25 @@ DDF_NOINLINE void load_spatial_row(const Call& call, const T* filter, int64_t ro
   if (normalize) normalize_row(to - taps * pitch, taps, pitch, static_cast<A>(call.norm_gain));
 }
 
-// The spatial filter's part in a tile, as rows (taps, pitch) of whole vectors in scratch.
+// How rows of the spatial filter lie in scratch: (taps, pitch), whole vectors of columns; or as a channels_last filter
+// that is not normalised has them, (columns, taps), for kernels that take one element at a time.
+enum class SpatialLayout { columns_last, taps_last };
+
+template <typename T, typename A>
+SpatialLayout element_layout(const Call& call) {
+  const bool has_taps_last = call.spatial_filter.channel == 1 && !call.normalize && !__is_same(T, A);
+  return has_taps_last ? SpatialLayout::taps_last : SpatialLayout::columns_last;
+}
+
+// The spatial filter's part in a tile, in scratch.
 template <typename T>
 class SpatialTile {
   using A = typename Computed<T>::type;
 
  public:
   DDF_NOINLINE SpatialTile(const Call& call, const AxisSet& rows, const AxisSet& columns, Range row_range,
-                           Range column_range)
-      : call_(&call), rows_(&rows), columns_(&columns), slots_(rows, row_range) {
+                           Range column_range, SpatialLayout layout = SpatialLayout::columns_last)
+      : call_(&call), rows_(&rows), columns_(&columns), slots_(rows, row_range), layout_(layout) {
     const ColumnSlots column_slots(columns, column_range, kLanes<A>);
     const bool at_source = rows.weights_at_source();
     first_row_ = row_range.begin;
@@ -137,6 +147,10 @@ class SpatialTile {
     const T* filter = at<const T>(call_->spatial_filter, image, head * taps_of(*call_));
     for (int64_t row = 0; row < row_count_; ++row) {
       const int64_t position = rows_->weights_at_source() ? slots_.source_row(row) : first_row_ + row;
+      if (layout_ == SpatialLayout::taps_last) {
+        load_taps_last(filter, position, scratch + row * line());
+        continue;
+      }
       load_spatial_row(*call_, filter, position, first_column_, column_count_, pitch_, normalize,
                        scratch + row * line());
     }
@@ -145,14 +159,16 @@ class SpatialTile {
   // How a pair of phases finds its taps in what was loaded.
   DDF_NOINLINE SpatialView<A> view(int64_t row_phase, int64_t column_phase, const A* scratch) const {
     const Axis &rows = (*rows_)[row_phase], &columns = (*columns_)[column_phase];
-    const int64_t tap_row = call_->kernel_size * pitch_;
-    SpatialView<A> view{scratch + rows.first_tap * tap_row + columns.first_tap * pitch_, line(), 1,
-                        rows.tap_step * tap_row, columns.tap_step * pitch_};
+    const bool taps_last = layout_ == SpatialLayout::taps_last;
+    const int64_t column = taps_last ? taps_of(*call_) : 1, tap = taps_last ? 1 : pitch_;
+    const int64_t tap_row = call_->kernel_size * tap;
+    SpatialView<A> view{scratch + rows.first_tap * tap_row + columns.first_tap * tap, line(), column,
+                        rows.tap_step * tap_row, columns.tap_step * tap};
     if (rows_->weights_at_source()) {
-      view.data += slots_.first(row_phase) * line() + columns.source_origin - columns_->base;
+      view.data += slots_.first(row_phase) * line() + (columns.source_origin - columns_->base) * column;
       view.row = slots_.row_step * line();
       view.tap_row += slots_.tap_step(row_phase) * line();
-      view.tap_column += columns.source_tap_step;
+      view.tap_column += columns.source_tap_step * column;
     }
     return view;
   }
@@ -160,9 +176,24 @@ class SpatialTile {
  private:
   int64_t line() const { return taps_of(*call_) * pitch_; }
 
+  // A row of the filter; what lies around the map keeps any values, and no kernel reads it.
+  void load_taps_last(const T* filter, int64_t row, A* to) const {
+    const Array& strides = call_->spatial_filter;
+    const int64_t taps = taps_of(*call_);
+    const int64_t begin = larger<int64_t>(first_column_, 0);
+    const int64_t end = smaller(first_column_ + column_count_, call_->out_width);
+    if (row < 0 || row >= call_->out_height) return;
+    const T* from = filter + row * strides.row;
+    if (strides.column == taps && end > begin) {
+      return copy(to + (begin - first_column_) * taps, from + begin * taps, (end - begin) * taps);
+    }
+    for (int64_t x = begin; x < end; ++x) copy(to + (x - first_column_) * taps, from + x * strides.column, taps);
+  }
+
   const Call* call_;
   const AxisSet *rows_, *columns_;
   RowSlots slots_;
+  SpatialLayout layout_;
   int64_t first_row_, row_count_, first_column_, column_count_, pitch_;
 };
 

@@ -117,21 +117,19 @@ struct Conversion<BFloat16, lanes> {
   }
   // To nearest, ties to even; NaN stays NaN.
   static DDF_INLINE void store(BFloat16* to, F value) {
+    const W bits = same_bits<W>(value);
 #if defined(__AVX512F__)
-    if constexpr (lanes == 16) {
-      const __m512i bits = same_bits<__m512i>(value);
-      const __mmask16 is_odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x10000));
+    if constexpr (lanes == 16) {  // the same with additions under masks, where the compiler would blend
+      const __m512i before = same_bits<__m512i>(value), up = _mm512_set1_epi32(0x8000);
+      const __mmask16 is_odd = _mm512_test_epi32_mask(before, _mm512_set1_epi32(0x10000));
       const __mmask16 is_nan = _mm512_cmp_ps_mask(same_bits<__m512>(value), same_bits<__m512>(value), _CMP_UNORD_Q);
-      __m512i rounded = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff));
-      rounded = _mm512_mask_add_epi32(rounded, is_odd, bits, _mm512_set1_epi32(0x8000));
-      rounded = _mm512_mask_or_epi32(rounded, is_nan, bits, _mm512_set1_epi32(0x400000));
-      return store_raw(to, _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+      __m512i rounded = _mm512_mask_add_epi32(same_bits<__m512i>(bits + 0x7fff), is_odd, before, up);
+      rounded = _mm512_mask_or_epi32(rounded, is_nan, before, _mm512_set1_epi32(0x400000));
+      return store_raw(to, convert_lanes<lanes, N>(same_bits<W>(rounded) >> 16));
     }
 #endif
-    const W bits = same_bits<W>(value);
-    const W rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    const W quiet_nan = (bits >> 16) | 0x40;
-    store_raw(to, convert_lanes<lanes, N>((bits & 0x7fffffff) > 0x7f800000 ? quiet_nan : rounded));
+    const W rounded = bits + ((bits & 0x10000) != 0 ? W{} + 0x8000 : W{} + 0x7fff);
+    store_raw(to, convert_lanes<lanes, N>((value == value ? rounded : bits | 0x400000) >> 16));
   }
 };
 
@@ -196,9 +194,8 @@ DDF_INLINE Vector<A> broadcast(A value) {
 template <typename V>
 DDF_INLINE void clear(V& values) {
   if constexpr (std::is_array_v<V>) {
-    [&]<std::size_t... index>(std::index_sequence<index...>) DDF_ALWAYS_INLINE {
-      (clear(values[index]), ...);
-    }(std::make_index_sequence<std::extent_v<V>>{});
+    [&]<std::size_t... index>(std::index_sequence<index...>) DDF_ALWAYS_INLINE { (clear(values[index]), ...); }
+    (std::make_index_sequence<std::extent_v<V>>{});
   } else {
     values = V{};
   }
