@@ -162,21 +162,18 @@ def test_registers_leave_room_for_the_blocks_that_kernels_are_designed_for(measu
     """The blocks, and with them the ceilings of registers, are those that launch bounds state (tiling.h).
 
     ptxas keeps to them by itself, at the price of spills, which another test refuses. So what can fail here is foremost
-    a kernel that states fewer than it should, or nothing.
+    a kernel that states too few or, as `finish_channel_gradient`, none, and takes what leaves room for too few warps.
     """
-    designed = {kernel: found for kernel, found in measured[compiler.ARCHITECTURES[-1]].items() if found.registers}
-    few = {
-        str(kernel): found
-        for kernel, found in designed.items()
-        if found.threads * found.blocks < 32 * least_warps(kernel)
-    }
+    stated = {kernel: found for kernel, found in measured[compiler.ARCHITECTURES[-1]].items() if found.threads}
+    assert {kernel.name for _, kernel, _ in instances if kernel not in stated} == {'moments_in_memory'}
+    few = []
+    for name, kernel, found in instances:
+        if kernel in stated:
+            threads, blocks = stated[kernel].threads, stated[kernel].blocks
+            room = traffic.blocks_by_registers(found.registers, threads)
+            if room < blocks or room * threads < 32 * least_warps(kernel):
+                few.append((name, str(kernel), room, blocks, found))
     assert not few
-    assert not [
-        (name, str(kernel), found)
-        for name, kernel, found in instances
-        if kernel in designed
-        and traffic.blocks_by_registers(found.registers, designed[kernel].threads) < designed[kernel].blocks
-    ]
 
 
 @pytest.mark.slow

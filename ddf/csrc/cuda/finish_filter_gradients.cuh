@@ -14,7 +14,7 @@ namespace ddf::cuda {
 constexpr int kParts = 8;
 
 template <typename T>
-__global__ void __launch_bounds__(kWarp* kParts, kGeneralBlocks) finish_channel_gradient(const FilterGradients f) {
+__global__ void __launch_bounds__(kWarp* kParts) finish_channel_gradient(const FilterGradients f) {
   using A = Accumulator<T>;
   const Gather& g = f.at;
   const int64_t taps = g.kernel_size * g.kernel_size, filter = g.channels * taps, total = f.channel_batch * filter;
