@@ -33,7 +33,8 @@ _PUBLISHED_IMG_SIZE = 224
 def main(argv: list[str]) -> None:
     """Measures what the flags say: tables on stdout, progress on stderr, files where they are asked for.
 
-    Exits with 1 where a row failed or gave wrong results, after all others were measured and reported.
+    Exits with 1 where a row failed or gave wrong results, after all others were measured and reported, and likewise
+    with 2 for a model that cannot be timed as asked, such as one that does not take the image size.
     """
     start = time.monotonic()
     config = load_inference_config(argv)
@@ -60,6 +61,8 @@ def main(argv: list[str]) -> None:
     if failed := [row for table in measured for row in table.rows if row.failed]:
         print(*(f'{row.label}: {row.details}' for row in failed if row.details), sep='\n', file=sys.stderr)
         sys.exit(1)
+    if mistaken := [row for table in measured for row in table.rows if row.mistaken]:
+        raise UserError(f'{mistaken[0].label}: {mistaken[0].problem}')
 
 
 def operation_tables(config: BenchmarkConfig) -> list[Table]:

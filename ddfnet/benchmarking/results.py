@@ -20,7 +20,8 @@ class Row:
         in_turns: Whether its passes were timed in turns with those of the other rows.
         left_out: Whether it was not tried for lack of time or memory; `problem` says so.
         expected: Seconds that measuring it would have taken, where it was left out for them.
-        dispensable: Whether the user did not name it, so that a mistake in it is its own problem alone.
+        dispensable: Whether the user did not name it, so that it may be impossible without anybody's mistake.
+        mistaken: Whether the problem is a mistake of the user.
     """
 
     job: Job
@@ -35,6 +36,7 @@ class Row:
     left_out: bool = False
     expected: float = 0.0
     dispensable: bool = False
+    mistaken: bool = False
 
     @property
     def statistics(self) -> Statistics | None:

@@ -45,9 +45,6 @@ class Session:
 
         Args:
             budget: Leaves rows out, if need be.
-
-        Raises:
-            UserError: A row cannot be built, by a mistake of the user; nothing of the table was timed.
         """
         self._progress.stage(f'{table.title}: {len(table.rows)} rows')
         if budget is not None:
@@ -75,8 +72,10 @@ class Session:
         while batch_size:
             row.problem = ''
             self._prepare_and_time(table, [row], batch_size, may_halve=is_model)
-            ran_out_while_timed = row.prepared is not None and not row.times and not row.details
-            batch_size = row.batch_size // 2 if is_model and ran_out_while_timed else 0
+            smaller = (row.prepared.batch_size if row.prepared else batch_size) // 2
+            killed = row.position not in self._workers  # one that lives has tried smaller batches itself
+            ran_out = not row.times and not row.details and (row.prepared is not None or killed)
+            batch_size = smaller if is_model and ran_out else 0
 
     def _prepare_and_time(
         self, table: Table, rows: list[Row], batch_size: int | None = None, may_halve: bool = False
@@ -105,9 +104,7 @@ class Session:
         try:
             return worker.call(method, *arguments)
         except UserError as error:
-            if not row.dispensable:
-                raise
-            row.problem = str(error)
+            row.problem, row.mistaken = str(error), not row.dispensable
         except OutOfMemory as error:
             row.problem = str(error)
         except WorkerFailure as error:

@@ -43,10 +43,13 @@ class StandIn:
         self.log.append((self.number, method, self.name))
         answer: Callable[..., Any] = getattr(self, f'_{method}')
         instead = self.script.get((self.name, method))
-        if isinstance(instead, BaseException):
-            self.is_alive = not hasattr(instead, 'deadly')
-            raise instead
-        return (instead or answer)(*arguments)
+        try:
+            if isinstance(instead, BaseException):
+                raise instead
+            return (instead or answer)(*arguments)
+        except BaseException as error:
+            self.is_alive = not hasattr(error, 'deadly')
+            raise
 
     def close(self) -> None:
         self.log.append((self.number, 'close', self.name))

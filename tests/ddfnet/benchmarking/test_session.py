@@ -53,13 +53,6 @@ def test_rows_are_timed_in_turns(measure):
     assert sorted(number for number, method, _ in workers.log if method == 'close') == [0, 1, 2]
 
 
-def test_everything_is_built_before_anything_is_timed(measure):
-    measured = table()
-    with pytest.raises(UserError, match='mistake'):
-        measure(measured, script={('c', 'build'): UserError('mistake')})
-    assert not any(row.times for row in measured.rows)
-
-
 def test_a_process_serves_one_row_of_all_tables(measure):
     workers = measure(table(), table())
     assert {(number, name) for number, method, name in workers.log} == {(0, 'a'), (1, 'b'), (2, 'c')}
@@ -121,6 +114,25 @@ def test_memory_that_runs_out_while_timed_halves_the_batch(measure):
     assert measured.rows[1].notes()[0] == 'no memory'
 
 
+def test_process_killed_for_its_memory_halves_the_batch(measure):
+    batches = []
+
+    def prepare(job: Job, batch_size: int, may_halve: bool):
+        batches.append(batch_size)
+        if batch_size > 2:
+            raise deadly(OutOfMemory('the process was killed'))
+        return StandIn._prepare(job, batch_size, may_halve)
+
+    measured = table()
+    measure(measured, script={('b', 'prepare'): prepare})
+    assert batches == [8, 8, 4, 2]
+    assert [row.batch_size for row in measured.rows] == [8, 2, 8]
+    assert measured.rows[1].notes()[0] == 'out of memory at batch 8: timed at 2'
+    measured = table()
+    measure(measured, script={('b', 'prepare'): deadly(OutOfMemory('the process was killed'))})
+    assert measured.rows[1].notes() == ['the process was killed']
+
+
 def test_rows_that_do_not_fit_together_follow_each_other(measure):
     def build(job: Job):
         return dataclasses.replace(StandIn._build(job), needed=400, free=1000)
@@ -168,12 +180,14 @@ def test_rows_left_out_before_their_trial_are_not_built(measure):
     assert not any(row.failed for row in measured.rows)
 
 
-def test_mistake_in_a_dispensable_row_is_its_own(measure):
+@pytest.mark.parametrize('dispensable', [False, True])
+def test_mistake_in_a_row_is_its_own(measure, dispensable):
     measured = table()
-    measured.rows[1].dispensable = True
+    measured.rows[1].dispensable = dispensable
     measure(measured, script={('b', 'build'): UserError('it does not take such images')})
     assert [len(row.times) for row in measured.rows] == [3, 0, 3]
     assert measured.rows[1].notes() == ['it does not take such images']
+    assert [row.mistaken for row in measured.rows] == [False, not dispensable, False]
 
 
 def test_interruption_keeps_the_times(measure):
