@@ -1,5 +1,6 @@
 """Reading a YAML file of flags, strictly: one flat mapping, no key twice."""
 
+import re
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,19 @@ from ddfnet.config.values import convert, did_you_mean
 from ddfnet.errors import UserError
 
 _ONLY_ON_COMMAND_LINE = ('config', 'local_rank')
+_OCTAL_OR_SEXAGESIMAL = re.compile(r'[-+]?(0[0-7_]+|[0-9_]+(:[0-9_.]+)+)')
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """A safe loader that takes a repeated key for the mistake it is."""
+    """A safe loader that takes a repeated key for the mistake it is, and 010 and 1:30 as the command line does.
+
+    YAML 1.1 reads these as 8 and 90.
+    """
+
+    def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> str:
+        if kind is yaml.ScalarNode and implicit[0] and _OCTAL_OR_SEXAGESIMAL.fullmatch(value):
+            return self.DEFAULT_SCALAR_TAG
+        return super().resolve(kind, value, implicit)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: dict[Any, int] = {}

@@ -124,6 +124,9 @@ def test_flat_dict_gives_an_equal_configuration_again(tmp_path: Path) -> None:
         ('img_size: None', 'img_size', None),
         ('opt_kwargs: {eps: 1e-3, fused: true}', 'opt_kwargs', {'eps': 1e-3, 'fused': True}),
         ('val-split: test', 'val_split', 'test'),
+        ('epochs: 010', 'epochs', 10),  # 8 in YAML 1.1
+        ('experiment: 010', 'experiment', '010'),
+        ('experiment: 1:30', 'experiment', '1:30'),  # 90 in YAML 1.1
         ('', 'epochs', 120),
     ],
 )
@@ -142,6 +145,8 @@ def test_yaml_values_take_the_fields_types(tmp_path: Path, text: str, name: str,
         ('config: x.yaml', ['config', 'command line']),
         ('epochs: many', ['epochs', 'expected an integer', "'many'"]),
         ('epochs: 2.5', ['epochs', 'expected an integer', '2.5']),
+        ('epochs: 1:30', ['epochs', 'expected an integer', "'1:30'"]),
+        ('lr: 1:30.5', ['lr', 'expected a number', "'1:30.5'"]),
         ('epochs: true', ['epochs', 'expected an integer', 'True']),
         ('lr: true', ['lr', 'expected a number', 'True']),
         ('lr: .nan', ['lr', 'expected a number', 'nan']),
