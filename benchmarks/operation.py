@@ -13,7 +13,7 @@ from benchmarks.interleaved import CPU, Turns, take_turns
 from benchmarks.requirements import Measurement
 from ddf import check, ddf, reference
 from ddf.check import Case
-from ddfnet.benchmarking.memory import peak_memory, storage_sizes
+from ddfnet.memory import peak_memory, storage_sizes
 from ddfnet.timing import Pass
 
 Results = Sequence[Tensor]

@@ -12,13 +12,13 @@ import torch
 from timm.layers import apply_test_time_pool
 from timm.utils import decay_batch_step
 
-from ddfnet.benchmarking.memory import is_out_of_memory, release
 from ddfnet.checkpoints import checkpoint_settings, load_weights, read_checkpoint
 from ddfnet.config import EvaluationConfig, ValidateConfig, load_validate_config, replace_values
 from ddfnet.data import class_names, create_validation_loader, is_streamed, open_dataset, stop_workers
 from ddfnet.distributed import Processes, start_processes, stop_processes
 from ddfnet.errors import UserError, command, first_line
 from ddfnet.evaluation import evaluate
+from ddfnet.memory import is_out_of_memory, release
 from ddfnet.models.build import build_model, check_compiler, check_forward, model_in_chans, resolve_input
 from ddfnet.precision import Precision
 from ddfnet.predictions import SomeClasses, Views, read_classes, size_for_views

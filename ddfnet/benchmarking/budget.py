@@ -5,8 +5,8 @@ import math
 import time
 from collections.abc import Sequence
 
-from ddfnet.benchmarking.memory import does_not_fit
 from ddfnet.benchmarking.results import Row, Table
+from ddfnet.memory import does_not_fit
 
 PASSES = 3
 _WARM_UPS = 6

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 from ddfnet.benchmarking import environment, worker
-from ddfnet.benchmarking.memory import OutOfMemory
 from ddfnet.config import InferenceConfig
 from ddfnet.errors import UserError
+from ddfnet.memory import OutOfMemory
 
 _PATIENCE_S = 2
 _SIGKILL = 9  # which Windows has no name for

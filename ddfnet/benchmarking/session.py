@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from ddfnet.benchmarking.budget import PASSES, Budget
-from ddfnet.benchmarking.memory import OutOfMemory
 from ddfnet.benchmarking.processes import WorkerFailure, WorkerProcess
 from ddfnet.benchmarking.progress import Progress
 from ddfnet.benchmarking.results import Row, Table
 from ddfnet.config import InferenceConfig
 from ddfnet.errors import UserError
+from ddfnet.memory import OutOfMemory
 
 _ROUNDS = 5
 _SHARE_OF_MEMORY = 0.8

@@ -14,7 +14,12 @@ from typing import Any
 import torch
 
 from ddfnet.benchmarking.environment import environment
-from ddfnet.benchmarking.memory import (
+from ddfnet.benchmarking.networks import Network
+from ddfnet.benchmarking.operations import Operation
+from ddfnet.benchmarking.subjects import Job, Subject
+from ddfnet.config import InferenceConfig
+from ddfnet.errors import UserError, first_line
+from ddfnet.memory import (
     OutOfMemory,
     does_not_fit,
     free_memory,
@@ -22,11 +27,6 @@ from ddfnet.benchmarking.memory import (
     peak_memory,
     release,
 )
-from ddfnet.benchmarking.networks import Network
-from ddfnet.benchmarking.operations import Operation
-from ddfnet.benchmarking.subjects import Job, Subject
-from ddfnet.config import InferenceConfig
-from ddfnet.errors import UserError, first_line
 from ddfnet.precision import Precision
 from ddfnet.timing import Pass, capture, time_once, time_passes, warm_up
 

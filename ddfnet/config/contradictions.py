@@ -53,7 +53,10 @@ def _schedule(config: TrainConfig) -> Iterator[str]:
             'lower it (0 is none), or put the warm-up before the schedule with --warmup-prefix'
         )
     if schedule.lr is not None and schedule.min_lr > schedule.lr and schedule.sched not in _WITHOUT_MIN_LR:
-        yield f'--min-lr: expected at most --lr ({schedule.lr:g}), got {schedule.min_lr:g}; lower it (0 is allowed)'
+        yield (
+            f'--min-lr: expected at most the rate of --lr or --lr-base ({schedule.lr:g}), got {schedule.min_lr:g}; '
+            'lower it (0 is allowed)'
+        )
     if schedule.sched == 'plateau' and schedule.sched_on_updates:
         yield '--sched plateau follows the validation metric, once an epoch: leave --sched-on-updates out'
     if schedule.lr_noise is not None and (
@@ -87,7 +90,7 @@ def _augmentation(config: TrainConfig) -> Iterator[str]:
 def _splits_and_repeats(config: TrainConfig) -> Iterator[str]:
     augmentation, data = config.augmentation, config.data
     splits, repeats = augmentation.aug_splits, augmentation.aug_repeats
-    streamed = data.dataset.lower().startswith(('hfids/', 'tfds/', 'wds/'))
+    streamed = data.streamed
     if splits == 1:
         yield '--aug-splits: expected 0 (off) or at least 2 (one version as it is, the others varied), got 1'
     if splits and augmentation.mixes:
@@ -121,8 +124,9 @@ def _apex(config: TrainConfig) -> Iterator[str]:
         yield '--amp-impl apex knows float16 alone: leave --amp-dtype bfloat16 out, or --amp-impl apex'
     if config.model.torchcompile:
         yield '--amp-impl apex patches torch, which --torchcompile then cannot trace: leave one of them out'
-    if config.distribution.device.partition(':')[0] not in ('auto', 'cuda'):
-        yield f'--amp-impl apex works on CUDA only: leave it out, or --device {config.distribution.device}'
+    device = config.distribution.device
+    if device.partition(':')[0] not in ('auto', 'cuda'):
+        yield f"--amp-impl apex works on CUDA only, not on {device}: leave it out, for torch's own amp"
 
 
 def _words(values: tuple[float, ...]) -> str:

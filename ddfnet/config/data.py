@@ -33,6 +33,17 @@ class DataSource:
     no_prefetcher: Annotated[bool, arg(name='prefetcher')] = False
     """Normalise and erase on the device while the next batch loads, by timm's prefetcher; off does so in the loader."""
 
+    @property
+    def kind(self) -> str:
+        """What stands before the slash of a timm name, '' where there is none."""
+        prefix, slash, _ = self.dataset.partition('/')
+        return prefix.lower() if slash else ''
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the images come in an order of their own."""
+        return self.kind in ('hfids', 'tfds', 'wds')
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig(DataSource):

@@ -24,8 +24,12 @@ def unused(config: TrainConfig) -> Iterator[str]:
                 yield f'{flag(name)} has no effect without {needed}: add that, or leave {flag(name)} out'
 
 
-def remarks(config: TrainConfig) -> Iterator[str]:
-    """What a user may not expect of a configuration that is right, each in one line."""
+def remarks(config: TrainConfig, rate: float | None = None) -> Iterator[str]:
+    """What a user may not expect of a configuration that is right, each in one line.
+
+    Args:
+        rate: The learning rate that the run comes to where --lr does not give it.
+    """
     asked_for = {name for name, value in _given(config).items() if value}
     for names, holds, reason in _IDLE:
         for name in names:
@@ -34,13 +38,13 @@ def remarks(config: TrainConfig) -> Iterator[str]:
     for name, schedules in _OF_SCHEDULES.items():
         if name in asked_for and config.schedule.sched not in schedules:
             yield f'{flag(name)} has no effect with --sched {config.schedule.sched}'
-    yield from _rates_that_do_not_come(config)
+    yield from _rates_that_do_not_come(config, config.schedule.lr or rate)
     yield from _weights_in_half_precision(config)
     if config.data.train_split == config.data.val_split:
         yield f'training and validation both read the split {config.data.val_split!r}'
 
 
-def _rates_that_do_not_come(config: TrainConfig) -> Iterator[str]:
+def _rates_that_do_not_come(config: TrainConfig, rate: float | None) -> Iterator[str]:
     schedule = config.schedule
     if schedule.sched == 'step' and schedule.decay_epochs >= schedule.epochs:
         yield f'the rate never decays: --decay-epochs {schedule.decay_epochs:g} of --epochs {schedule.epochs}'
@@ -48,8 +52,8 @@ def _rates_that_do_not_come(config: TrainConfig) -> Iterator[str]:
     if schedule.sched == 'multistep' and late:
         yield f'--decay-milestones {" ".join(map(str, late))} come after the last epoch'
     warms_up = schedule.warmup_epochs > 0 and schedule.sched != 'none'
-    if warms_up and schedule.lr is not None and schedule.warmup_lr > schedule.lr:
-        yield f'the rate falls in the warm-up: --warmup-lr {schedule.warmup_lr:g} is above --lr {schedule.lr:g}'
+    if warms_up and rate is not None and schedule.warmup_lr > rate:
+        yield f'the rate falls in the warm-up: --warmup-lr {schedule.warmup_lr:g} is above the rate, {rate:g}'
 
 
 def _weights_in_half_precision(config: TrainConfig) -> Iterator[str]:
@@ -201,7 +205,7 @@ _IDLE = (  # no effect while the condition holds
     _Rule(
         ('pin_mem', 'tf32', 'synchronize_step', 'model_ema_force_cpu'),
         lambda config: config.distribution.device == 'cpu',
-        'with --device cpu',
+        'on the CPU',
     ),
     _Rule(('dataset_download',), lambda config: not config.data.dataset, 'on a folder'),
 )

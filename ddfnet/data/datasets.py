@@ -20,7 +20,6 @@ _PACKAGES = {
     'tfds': 'tensorflow_datasets',
     'wds': 'webdataset',
 }
-STREAMED = ('hfids', 'tfds', 'wds')
 _WITHOUT_FOLDER = ('hfds', 'hfids', 'tfds')  # they keep a folder of their own
 
 
@@ -65,10 +64,9 @@ def open_dataset(
     else:
         mode = source.input_img_mode or _mode(in_chans)
         stream = stream or StreamSettings(is_training=False, batch_size=1, seed=0)
-        streamed = _kind(source.dataset) in STREAMED
-        more = {**vars(stream), 'num_samples': num_samples} if streamed else {}
+        more = {**vars(stream), 'num_samples': num_samples} if source.streamed else {}
         dataset = _open_with_timm(source, split, mode, download, more)
-        if streamed:
+        if source.streamed:
             return dataset
         if isinstance(getattr(dataset, 'reader', None), ReaderImageFolder):
             drop_strays(dataset.reader, mapped=bool(source.class_map))
@@ -97,33 +95,29 @@ def class_names(dataset: Any) -> list[str] | None:
     return sorted(class_to_idx, key=class_to_idx.__getitem__) if class_to_idx else None
 
 
-def _kind(name: str) -> str:
-    prefix, slash, _ = name.partition('/')
-    return prefix.lower() if slash else ''
-
-
 def _mode(in_chans: int) -> str:
     if in_chans not in (1, 3):
         raise UserError(f'images are read with 1 or 3 channels, got in-chans {in_chans}')
     return 'L' if in_chans == 1 else 'RGB'
 
 
-def _locate(name: str, root: str | None, split: str) -> str | None:
-    """Where a split of a data set lies: the subfolder of a folder, else `root` as it is."""
+def _locate(source: DataSource, split: str) -> str | None:
+    """Where a split of a data set lies: the subfolder of a folder, else its folder as it is."""
+    name, root = source.dataset, source.data_dir
     if name and '/' not in name:
         raise UserError(
             f"unknown data set {name!r}: expected 'digits', or a kind and a name such as hfds/NAME or torch/NAME, or "
             'nothing for a folder'
         )
-    if not root and _kind(name) not in _WITHOUT_FOLDER:
+    if not root and source.kind not in _WITHOUT_FOLDER:
         raise UserError('no data: give a folder as DATA_DIR, or --dataset digits for the built-in digits')
     return root if name else folder_of_split(Path(root or ''), split)
 
 
 def _open_with_timm(source: DataSource, split: str, mode: str, download: bool, more: dict[str, Any]) -> Any:
     name = source.dataset
-    root = _locate(name, source.data_dir, split)
-    _check_package(name)
+    root = _locate(source, split)
+    _check_package(source)
     class_map = source.class_map
     if class_map and not Path(class_map).is_file() and not (Path(root or '') / class_map).is_file():
         raise UserError(f'class map not found: {class_map}')
@@ -144,11 +138,13 @@ def _open_with_timm(source: DataSource, split: str, mode: str, download: bool, m
         raise UserError(_why_not_opened(name, root, error)) from error
 
 
-def _check_package(name: str) -> None:
+def _check_package(source: DataSource) -> None:
     """Raises UserError where the package that reads a kind of data is missing; timm would print lines of its own."""
-    package = _PACKAGES.get(_kind(name))
+    package = _PACKAGES.get(source.kind)
     if package and find_spec(package) is None:
-        raise UserError(f'data set {name!r} needs the package {package}, which is not installed: pip install {package}')
+        raise UserError(
+            f'data set {source.dataset!r} needs the package {package}, which is not installed: pip install {package}'
+        )
 
 
 def _why_not_opened(name: str, root: str | None, error: Exception) -> str:

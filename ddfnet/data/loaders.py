@@ -234,7 +234,7 @@ def _leave_signals_to_the_run(worker: Any) -> int:
 def _loader_settings(data: DataSource, processes: Processes) -> dict[str, Any]:
     return {
         'num_workers': data.workers,
-        'pin_memory': data.pin_mem,
+        'pin_memory': data.pin_mem and processes.device.type != 'cpu',  # torch would warn at every epoch
         'use_prefetcher': not data.no_prefetcher,
         'device': processes.device,
         'worker_seeding': _leave_signals_to_the_run,

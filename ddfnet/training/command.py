@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 import logging
 import math
 import sys
@@ -20,7 +21,7 @@ from ddfnet.training.components import Components, build_components, wrap_for_pr
 from ddfnet.training.dry_run import dry_run, repeatable
 from ddfnet.training.engine import Progress, train_epoch
 from ddfnet.training.monitor import Monitor
-from ddfnet.training.optimization import learning_rate
+from ddfnet.training.optimization import first_learning_rate, learning_rate
 from ddfnet.training.pauses import Pauses
 from ddfnet.training.run_directory import RunDirectory, plan_run
 from ddfnet.training.stopping import stop_request
@@ -47,7 +48,9 @@ def train(config: TrainConfig) -> None:
     components = None
     try:
         if processes.is_primary:
-            for remark in remarks(config):
+            device = dataclasses.replace(distribution, device=processes.device.type)
+            here = dataclasses.replace(config, distribution=device)
+            for remark in remarks(here, first_learning_rate(config, processes.world_size)):
                 print(f'warning: {remark}', file=sys.stderr)
         components = build_components(config, processes)
         if config.run.dry_run:

@@ -12,11 +12,11 @@ import torch
 import yaml
 from timm.scheduler import PlateauLRScheduler
 
-from ddfnet.benchmarking.memory import memory_in_use
 from ddfnet.benchmarking.subjects import count_gmacs, count_params
 from ddfnet.config import TrainConfig, to_flat_dict
 from ddfnet.distributed import Processes
 from ddfnet.errors import UserError
+from ddfnet.memory import memory_in_use
 from ddfnet.timing import synchronize
 from ddfnet.training.components import Components, wrap_for_processes
 from ddfnet.training.engine import Progress, StepReport, train_epoch

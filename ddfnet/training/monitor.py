@@ -6,9 +6,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from ddfnet.benchmarking.memory import memory_in_use
 from ddfnet.config import to_flat_dict
 from ddfnet.distributed import Processes
+from ddfnet.memory import memory_in_use
 from ddfnet.training.components import Components
 from ddfnet.training.curves import draw_curves
 from ddfnet.training.engine import Progress, StepReport

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from ddfnet.config import load_train_config, load_validate_config
 from ddfnet.config.unused import remarks
@@ -110,7 +111,10 @@ def test_mistakes_that_need_torch_or_timm_to_be_seen(run_command, tmp_path, caps
             ['--model', 'test_vit', '--drop-block', '0.1'],
             "model 'test_vit' has no drop_block_rate",
         ),
-        (['--lr-base', '1e-6', '--lr', 'none'], '--min-lr: expected at most --lr (6.25e-08), got 1e-05'),
+        (
+            ['--lr-base', '1e-6', '--lr', 'none'],
+            '--min-lr: expected at most the rate of --lr or --lr-base (6.25e-08), got 1e-05',
+        ),
     ],
 )
 def test_mistakes_that_need_the_model_to_be_seen(run_command, tmp_path, capsys, flags, message):
@@ -138,7 +142,7 @@ def test_mistakes_that_need_the_model_to_be_seen(run_command, tmp_path, capsys, 
         ('--warmup-epochs 0 --warmup-lr 1e-6', '--warmup-lr has no effect with --warmup-epochs 0'),
         ('--sched step --decay-epochs 120', 'the rate never decays: --decay-epochs 120 of --epochs 120'),
         ('--sched multistep', '--decay-milestones 180 270 come after the last epoch'),
-        ('--lr 5e-5', 'the rate falls in the warm-up: --warmup-lr 0.0001 is above --lr 5e-05'),
+        ('--lr 5e-5', 'the rate falls in the warm-up: --warmup-lr 0.0001 is above the rate, 5e-05'),
         ('--lr 0.1 --lr-base 0.2', '--lr-base has no effect beside --lr'),
         ('--no-aug --hflip 0.2', '--hflip has no effect with --no-aug'),
         ('--no-aug --scale 0.5 1', '--scale has no effect with --no-aug'),
@@ -159,10 +163,10 @@ def test_mistakes_that_need_the_model_to_be_seen(run_command, tmp_path, capsys, 
         ('--pretrained --resume b.pth', '--pretrained has no effect with --resume'),
         ('-d digits', '--data-dir has no effect with --dataset digits'),
         ('--dataset-download', '--dataset-download has no effect on a folder'),
-        ('--tf32 --device cpu', '--tf32 has no effect with --device cpu'),
-        ('--pin-mem --device cpu', '--pin-mem has no effect with --device cpu'),
-        ('--synchronize-step --device cpu', '--synchronize-step has no effect with --device cpu'),
-        ('--model-ema --model-ema-force-cpu --device cpu', '--model-ema-force-cpu has no effect with --device cpu'),
+        ('--tf32 --device cpu', '--tf32 has no effect on the CPU'),
+        ('--pin-mem --device cpu', '--pin-mem has no effect on the CPU'),
+        ('--synchronize-step --device cpu', '--synchronize-step has no effect on the CPU'),
+        ('--model-ema --model-ema-force-cpu --device cpu', '--model-ema-force-cpu has no effect on the CPU'),
         ('--pretrained-path a.pth --resume b.pth', '--pretrained-path has no effect with --resume'),
         ('--val-split train', "training and validation both read the split 'train'"),
         ('--model-dtype float16', '--model-dtype float16 scales no loss'),
@@ -191,6 +195,17 @@ def test_run_says_its_remarks_first(run_command, tmp_path, capsys):
     assert run_command(command.main, *TINY_RUN, *flags) == 0
     said = 'warning: --vflip has no effect with --no-aug\nwarning: --decay-rate has no effect with --sched cosine\n'
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason='--device auto is not the CPU here')
+def test_remarks_know_what_the_run_comes_to(run_command, tmp_path, capsys, recwarn):
+    """The device that auto is, without torch's own warning of pinned memory, and the rate that lr-base gives."""
+    flags = ('--output', tmp_path / 'out', '--dry-run', '--device', 'auto', '--pin-mem', '--lr', 'none')
+    assert run_command(command.main, *TINY_RUN, *flags, '--lr-base', '1e-4', '--min-lr', '0') == 0
+    said = capsys.readouterr().err
+    assert '--pin-mem has no effect on the CPU' in said
+    assert 'the rate falls in the warm-up: --warmup-lr 0.0001 is above the rate, ' in said
+    assert not [str(warning.message) for warning in recwarn if 'pin_memory' in str(warning.message)]
 
 
 @pytest.mark.parametrize(

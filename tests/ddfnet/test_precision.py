@@ -177,7 +177,7 @@ def test_dry_run_in_half_precision(run_command, tmp_path, capsys):
         ('--amp-impl apex', '--amp-impl has no effect without --amp'),
         ('--apex-amp --amp-dtype bfloat16', '--amp-impl apex knows float16 alone'),
         ('--apex-amp --torchcompile inductor', '--torchcompile then cannot trace'),
-        ('--apex-amp --device cpu', '--amp-impl apex works on CUDA only'),
+        ('--apex-amp --device cpu', '--amp-impl apex works on CUDA only, not on cpu: leave it out'),
         ('--amp --model-dtype bfloat16', '--amp keeps weights in float32, --model-dtype bfloat16 does not'),
     ],
 )

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from ddfnet.benchmarking import session as session_module
-from ddfnet.benchmarking.memory import OutOfMemory
 from ddfnet.benchmarking.processes import WorkerFailure
 from ddfnet.benchmarking.progress import Progress
 from ddfnet.benchmarking.results import Row, Table
@@ -14,6 +13,7 @@ from ddfnet.benchmarking.session import Session
 from ddfnet.benchmarking.subjects import Job
 from ddfnet.config import BenchmarkConfig, InferenceConfig
 from ddfnet.errors import UserError
+from ddfnet.memory import OutOfMemory
 from tests.ddfnet.benchmarking.stand_ins import StandIn, interrupted_at_second_call
 
 NAMES = ['a', 'b', 'c']

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from ddfnet.benchmarking import worker as worker_module
-from ddfnet.benchmarking.memory import OutOfMemory
 from ddfnet.benchmarking.processes import WorkerFailure, WorkerProcess
 from ddfnet.benchmarking.subjects import Job
 from ddfnet.benchmarking.worker import Worker
 from ddfnet.config import BenchmarkConfig, InferenceConfig
 from ddfnet.errors import UserError
+from ddfnet.memory import OutOfMemory
 
 CPU = torch.device('cpu')
 CONFIG = InferenceConfig(benchmark=BenchmarkConfig(min_time=0.001, num_threads=torch.get_num_threads()))

@@ -5,8 +5,8 @@ import sys
 import pytest
 import torch
 
-from ddfnet.benchmarking import memory
-from ddfnet.benchmarking.memory import OutOfMemory, free_memory, is_out_of_memory, peak_memory
+from ddfnet import memory
+from ddfnet.memory import OutOfMemory, free_memory, is_out_of_memory, peak_memory
 
 CPU = torch.device('cpu')
 MB = 2**20
