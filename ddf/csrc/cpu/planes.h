@@ -37,15 +37,27 @@ DDF_INLINE void deal(A* even, A* odd, const T* from, int64_t count) {
     store(odd + i / 2, every_second<1, A>(first, second));
   }
 #if defined(__AVX512F__)
-  if constexpr (__is_same(T, float)) {
+  if constexpr (__is_same(A, float)) {
     const int64_t left = count - i;
-    const Vector<A> first = load_masked(from + i, first_lanes(left));
-    const Vector<A> second = load_masked(from + i + lanes, first_lanes(left - lanes));
+    Vector<A> first, second;
+    if constexpr (__is_same(T, float)) {
+      first = load_masked(from + i, first_lanes(left));
+      second = load_masked(from + i + lanes, first_lanes(left - lanes));
+    } else {
+      T padded[2 * lanes] = {};
+      __builtin_memcpy(padded, from + i, left * sizeof(T));
+      first = load(padded);
+      second = load(padded + lanes);
+    }
     store_masked(even + i / 2, every_second<0, A>(first, second), first_lanes((left + 1) / 2));
     return store_masked(odd + i / 2, every_second<1, A>(first, second), first_lanes(left / 2));
   }
 #endif
-  for (; i < count; ++i) (i % 2 == 0 ? even : odd)[i / 2] = Conversion<T, 1>::load(from + i);
+  for (; i + 2 <= count; i += 2) {
+    even[i / 2] = Conversion<T, 1>::load(from + i);
+    odd[i / 2] = Conversion<T, 1>::load(from + i + 1);
+  }
+  if (i < count) even[i / 2] = Conversion<T, 1>::load(from + i);
 }
 
 // Copies the rows of one channel that a tile reads, to (slots, pitch). Places outside of the map are not written: they
