@@ -94,9 +94,9 @@ def load_weights(model: torch.nn.Module, checkpoint: dict[str, Any], path: str |
         model.load_state_dict(state_dict)
     except (RuntimeError, AttributeError) as error:
         arch = checkpoint.get('arch')
-        problems = str(error).strip().splitlines()[1:] or [str(error)]
+        problems = [problem.strip().rstrip('.')[:200] for problem in str(error).strip().splitlines()]
         raise UserError(
             f'the weights of {path}{f" (model {arch})" if arch else ""} do not fit model {type(model).__name__}: '
-            f'{"; ".join(problem.strip()[:200] for problem in problems[:3])}. Give the --model and --num-classes '
+            f'{"; ".join(problems[1:4] or problems)}. Give the --model and --num-classes '
             'that the checkpoint was made with'
         ) from error

@@ -23,7 +23,7 @@ from ddfnet.training.engine import Progress, train_epoch
 from ddfnet.training.monitor import Monitor
 from ddfnet.training.optimization import first_learning_rate, learning_rate
 from ddfnet.training.pauses import Pauses
-from ddfnet.training.run_directory import RunDirectory, plan_run
+from ddfnet.training.run_directory import RunDirectory, plan_for_all
 from ddfnet.training.stopping import stop_request
 
 _logger = logging.getLogger('ddfnet')
@@ -79,17 +79,7 @@ def train(config: TrainConfig) -> None:
 
 def _start(components: Components, processes: Processes) -> tuple[RunDirectory, Progress, Best]:
     """Settles the run folder in one process for all, restores the state there is, and makes the folder."""
-    run, model = components.config.run, components.config.model
-    mistake = planned = None
-    if processes.is_primary:
-        try:
-            planned = plan_run(run, model.model, model.img_size or 0)
-        except UserError as error:
-            mistake = str(error)
-    planned, mistake = processes.broadcast((planned, mistake))
-    if planned is None:
-        raise UserError(mistake)
-    directory, checkpoint = planned
+    directory, checkpoint = plan_for_all(components.config, processes)
     progress, best = restore_run(components, checkpoint, processes) if checkpoint else (Progress(), Best())
     if components.config.schedule.start_epoch is not None:
         progress.start_epoch(components.config.schedule.start_epoch)

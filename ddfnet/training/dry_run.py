@@ -18,10 +18,11 @@ from ddfnet.distributed import Processes
 from ddfnet.errors import UserError
 from ddfnet.memory import memory_in_use
 from ddfnet.timing import synchronize
+from ddfnet.training.checkpoint import restore_run
 from ddfnet.training.components import Components, wrap_for_processes
 from ddfnet.training.engine import Progress, StepReport, train_epoch
 from ddfnet.training.optimization import learning_rate
-from ddfnet.training.run_directory import plan_run
+from ddfnet.training.run_directory import plan_for_all
 
 _logger = logging.getLogger('ddfnet')
 _ROWS = 14
@@ -41,15 +42,18 @@ def dry_run(components: Components, processes: Processes) -> None:
     """Prints settings, sizes and schedule, and does one optimiser step in every process.
 
     Raises:
-        UserError: The run's folder cannot be used, or the loss of the step is not finite.
+        UserError: The run's folder or the checkpoint to go on from cannot be used, or the loss of the step is not
+            finite.
     """
     config = components.config
+    directory, checkpoint = plan_for_all(config, processes)
     if processes.is_primary:
-        directory, checkpoint = plan_run(config.run, config.model.model, config.model.img_size or 0)
         print(yaml.safe_dump(repeatable(config), sort_keys=False))
         print(_sizes(components, processes))
         print(f'into {directory.path}' + (f', going on from {checkpoint}' if checkpoint else ''))
         print(f'\n{schedule_table(components)}\n', flush=True)
+    if checkpoint:
+        restore_run(components, checkpoint, processes)
     wrap_for_processes(components, processes)
     line, loss = _first_step(components, processes)
     if processes.is_primary:

@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 from timm.models import safe_model_name
 
-from ddfnet.config import RunConfig
+from ddfnet.config import RunConfig, TrainConfig
+from ddfnet.distributed import Processes
 from ddfnet.errors import UserError
 
 
@@ -90,6 +91,20 @@ def plan_run(config: RunConfig, model_name: str, image_size: int) -> tuple[RunDi
         )
     _check_writable(directory.path)
     return directory, checkpoint
+
+
+def plan_for_all(config: TrainConfig, processes: Processes) -> tuple[RunDirectory, Path | None]:
+    """`plan_run` of the first process, for all of them. A collective call; raises what that does, in each."""
+    mistake = planned = None
+    if processes.is_primary:
+        try:
+            planned = plan_run(config.run, config.model.model, config.model.img_size or 0)
+        except UserError as error:
+            mistake = str(error)
+    planned, mistake = processes.broadcast((planned, mistake))
+    if planned is None:
+        raise UserError(mistake)
+    return planned
 
 
 def _folder(config: RunConfig, model_name: str, image_size: int) -> Path:

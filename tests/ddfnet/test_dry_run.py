@@ -59,3 +59,17 @@ def test_learning_rate_of_a_plateau_is_not_foretold(run_command, tmp_path, capsy
     flags = ['--output', tmp_path / 'out', '--dry-run', '--sched', 'plateau', '--warmup-epochs', '0']
     assert run_command(command.main, *TINY_RUN, *flags) == 0
     assert 'learning rate 0.02 at the start, then as the validation metric says' in capsys.readouterr().out
+
+
+def test_checkpoint_to_go_on_from_is_read(run_command, tmp_path, capsys):
+    flags = [*TINY_RUN, '--output', tmp_path / 'out']
+    damaged = tmp_path / 'damaged.pth.tar'
+    damaged.write_bytes(b'half of a checkpoint')
+    assert run_command(command.main, *flags, '--dry-run', '--resume', damaged) == 2
+    assert 'error: cannot read checkpoint' in capsys.readouterr().err
+    assert run_command(command.main, *flags, '--experiment', 'a', '--epochs', '1', '--warmup-epochs', '0') == 0
+    before = (tmp_path / 'out' / 'a' / 'last.pth.tar').read_bytes()
+    capsys.readouterr()
+    assert run_command(command.main, *flags, '--experiment', 'a', '--resume', 'auto', '--dry-run') == 0
+    assert f'going on from {tmp_path / "out" / "a" / "last.pth.tar"}' in capsys.readouterr().out
+    assert (tmp_path / 'out' / 'a' / 'last.pth.tar').read_bytes() == before
