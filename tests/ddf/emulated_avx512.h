@@ -24,114 +24,98 @@ static inline __m256i emulated_cvtps_ph(__m512 floats) {
   return _mm256_inserti128_si256(_mm256_castsi128_si256(first), second, 1);
 }
 
-static inline __m512i emulated_cvtepu16_epi32(__m256i words) {
-  unsigned short from[16];
-  unsigned lanes[16];
-  __m512i result;
-  __builtin_memcpy(from, &words, sizeof from);
-  for (int i = 0; i < 16; ++i) lanes[i] = from[i];
-  __builtin_memcpy(&result, lanes, sizeof lanes);
-  return result;
-}
+template <typename E, int count = 16>
+struct EmulatedLanes {
+  E lane[count];
 
-static inline __m512 emulated_maskz_loadu_ps(__mmask16 mask, const void* from) {
-  float lanes[16] = {};
-  __m512 result;
-  for (int i = 0; i < 16; ++i) {
-    if (mask >> i & 1) __builtin_memcpy(lanes + i, static_cast<const char*>(from) + 4 * i, 4);
+  template <typename V>
+  static EmulatedLanes of(V value) {
+    EmulatedLanes lanes;
+    static_assert(sizeof lanes == sizeof value);
+    __builtin_memcpy(&lanes, &value, sizeof value);
+    return lanes;
   }
-  __builtin_memcpy(&result, lanes, sizeof lanes);
-  return result;
+
+  template <typename V>
+  V as() const {
+    V value;
+    __builtin_memcpy(&value, this, sizeof value);
+    return value;
+  }
+};
+using EmulatedFloats = EmulatedLanes<float>;
+using EmulatedWords = EmulatedLanes<unsigned>;
+
+// `value` with operation(i) in the lanes of the mask.
+template <typename E, typename Operation>
+static inline EmulatedLanes<E> emulated_where(__mmask16 mask, EmulatedLanes<E> value, const Operation& operation) {
+  for (int i = 0; i < 16; ++i) {
+    if (mask >> i & 1) value.lane[i] = operation(i);
+  }
+  return value;
 }
 
-static inline void emulated_mask_storeu_ps(void* to, __mmask16 mask, __m512 value) {
-  float lanes[16];
-  __builtin_memcpy(lanes, &value, sizeof lanes);
+// The lanes in which condition(i) holds.
+template <typename Condition>
+static inline __mmask16 emulated_mask(const Condition& condition) {
+  __mmask16 mask = 0;
+  for (int i = 0; i < 16; ++i) mask |= static_cast<__mmask16>(condition(i) << i);
+  return mask;
+}
+
+static inline __m512i emulated_cvtepu16_epi32(__m256i words) {
+  const auto from = EmulatedLanes<unsigned short>::of(words);
+  return emulated_where(0xffff, EmulatedWords{}, [&](int i) { return from.lane[i]; }).as<__m512i>();
+}
+
+static inline __m512 emulated_maskz_loadu_ps(__mmask16 mask, const float* from) {
+  return emulated_where(mask, EmulatedFloats{}, [&](int i) { return from[i]; }).as<__m512>();
+}
+
+static inline void emulated_mask_storeu_ps(float* to, __mmask16 mask, __m512 value) {
+  const auto lanes = EmulatedFloats::of(value);
   for (int i = 0; i < 16; ++i) {
-    if (mask >> i & 1) __builtin_memcpy(static_cast<char*>(to) + 4 * i, lanes + i, 4);
+    if (mask >> i & 1) to[i] = lanes.lane[i];
   }
 }
 
 static inline __m512 emulated_mask3_fmadd_ps(__m512 a, __m512 b, __m512 sum, __mmask16 mask) {
-  float factor[16], other[16], lanes[16];
-  __builtin_memcpy(factor, &a, sizeof factor);
-  __builtin_memcpy(other, &b, sizeof other);
-  __builtin_memcpy(lanes, &sum, sizeof lanes);
-  for (int i = 0; i < 16; ++i) {
-    if (mask >> i & 1) lanes[i] = __builtin_fmaf(factor[i], other[i], lanes[i]);
-  }
-  __builtin_memcpy(&sum, lanes, sizeof lanes);
-  return sum;
+  const auto x = EmulatedFloats::of(a), y = EmulatedFloats::of(b), z = EmulatedFloats::of(sum);
+  return emulated_where(mask, z, [&](int i) { return __builtin_fmaf(x.lane[i], y.lane[i], z.lane[i]); }).as<__m512>();
 }
 
 static inline __m512 emulated_maskz_mul_ps(__mmask16 mask, __m512 a, __m512 b) {
-  float factor[16], other[16], lanes[16] = {};
-  __builtin_memcpy(factor, &a, sizeof factor);
-  __builtin_memcpy(other, &b, sizeof other);
-  for (int i = 0; i < 16; ++i) {
-    if (mask >> i & 1) lanes[i] = factor[i] * other[i];
-  }
-  __builtin_memcpy(&a, lanes, sizeof lanes);
-  return a;
+  const auto x = EmulatedFloats::of(a), y = EmulatedFloats::of(b);
+  return emulated_where(mask, EmulatedFloats{}, [&](int i) { return x.lane[i] * y.lane[i]; }).as<__m512>();
 }
 
-static inline __m512i emulated_set1_epi32(int value) {
-  int lanes[16];
-  __m512i result;
-  for (int i = 0; i < 16; ++i) lanes[i] = value;
-  __builtin_memcpy(&result, lanes, sizeof lanes);
-  return result;
+static inline __m512i emulated_set1_epi32(unsigned value) {
+  return emulated_where(0xffff, EmulatedWords{}, [&](int) { return value; }).as<__m512i>();
 }
 
 static inline __mmask16 emulated_cmplt_epu32_mask(__m512i a, __m512i b) {
-  unsigned first[16], second[16];
-  __mmask16 mask = 0;
-  __builtin_memcpy(first, &a, sizeof first);
-  __builtin_memcpy(second, &b, sizeof second);
-  for (int i = 0; i < 16; ++i) mask |= static_cast<__mmask16>((first[i] < second[i]) << i);
-  return mask;
+  const auto x = EmulatedWords::of(a), y = EmulatedWords::of(b);
+  return emulated_mask([&](int i) { return x.lane[i] < y.lane[i]; });
 }
 
 static inline __mmask16 emulated_test_epi32_mask(__m512i a, __m512i b) {
-  unsigned first[16], second[16];
-  __mmask16 mask = 0;
-  __builtin_memcpy(first, &a, sizeof first);
-  __builtin_memcpy(second, &b, sizeof second);
-  for (int i = 0; i < 16; ++i) mask |= static_cast<__mmask16>(((first[i] & second[i]) != 0) << i);
-  return mask;
+  const auto x = EmulatedWords::of(a), y = EmulatedWords::of(b);
+  return emulated_mask([&](int i) { return (x.lane[i] & y.lane[i]) != 0; });
 }
 
 static inline __mmask16 emulated_unordered_mask(__m512 a, __m512 b) {
-  float first[16], second[16];
-  __mmask16 mask = 0;
-  __builtin_memcpy(first, &a, sizeof first);
-  __builtin_memcpy(second, &b, sizeof second);
-  for (int i = 0; i < 16; ++i) mask |= static_cast<__mmask16>(__builtin_isunordered(first[i], second[i]) << i);
-  return mask;
+  const auto x = EmulatedFloats::of(a), y = EmulatedFloats::of(b);
+  return emulated_mask([&](int i) { return __builtin_isunordered(x.lane[i], y.lane[i]) != 0; });
 }
 
 static inline __m512i emulated_mask_add_epi32(__m512i other, __mmask16 mask, __m512i a, __m512i b) {
-  unsigned lanes[16], first[16], second[16];
-  __builtin_memcpy(lanes, &other, sizeof lanes);
-  __builtin_memcpy(first, &a, sizeof first);
-  __builtin_memcpy(second, &b, sizeof second);
-  for (int i = 0; i < 16; ++i) {
-    if (mask >> i & 1) lanes[i] = first[i] + second[i];
-  }
-  __builtin_memcpy(&other, lanes, sizeof lanes);
-  return other;
+  const auto x = EmulatedWords::of(a), y = EmulatedWords::of(b);
+  return emulated_where(mask, EmulatedWords::of(other), [&](int i) { return x.lane[i] + y.lane[i]; }).as<__m512i>();
 }
 
 static inline __m512i emulated_mask_or_epi32(__m512i other, __mmask16 mask, __m512i a, __m512i b) {
-  unsigned lanes[16], first[16], second[16];
-  __builtin_memcpy(lanes, &other, sizeof lanes);
-  __builtin_memcpy(first, &a, sizeof first);
-  __builtin_memcpy(second, &b, sizeof second);
-  for (int i = 0; i < 16; ++i) {
-    if (mask >> i & 1) lanes[i] = first[i] | second[i];
-  }
-  __builtin_memcpy(&other, lanes, sizeof lanes);
-  return other;
+  const auto x = EmulatedWords::of(a), y = EmulatedWords::of(b);
+  return emulated_where(mask, EmulatedWords::of(other), [&](int i) { return x.lane[i] | y.lane[i]; }).as<__m512i>();
 }
 
 #undef _mm512_cvtph_ps
