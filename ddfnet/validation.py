@@ -64,7 +64,7 @@ def validate(config: ValidateConfig, processes: Processes) -> dict[str, Any]:
     """
     if processes.is_primary:
         _check_results_file(config.evaluation.results_file, config.evaluation.results_format)
-    check_compiler(config.model.torchcompile)
+    check_compiler(config.model.torchcompile, processes.device)
     path = config.model.checkpoint or config.model.pretrained_path
     checkpoint = read_checkpoint(path) if path else {}
     config = _with_settings_of(checkpoint, config)

@@ -167,14 +167,30 @@ def _weights_at(path: str, name: str, num_classes: int | None, new_classifier: b
     return overlay
 
 
-def check_compiler(backend: str | None) -> None:
-    """Raises UserError where torch.compile has no such back end, those for debugging included; None is none."""
+def check_compiler(backend: str | None, device: torch.device | None = None) -> None:
+    """Raises UserError where torch.compile has no such back end, those for debugging included, or where the C++
+    compiler is missing that inductor needs on a CPU. None is no back end."""
+    if backend == 'inductor' and device is not None and device.type == 'cpu':
+        _check_cpp_compiler()
     if backend is None or backend in torch.compiler.list_backends(exclude_tags=()):
         return
     usual = torch.compiler.list_backends()
     raise UserError(
         f'--torchcompile: expected one of {", ".join(usual)}, got {backend!r}{did_you_mean(backend, usual)}'
     )
+
+
+def _check_cpp_compiler() -> None:
+    from torch._inductor.cpp_builder import get_cpp_compiler  # takes seconds to import
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        raise UserError(
+            f'--torchcompile inductor needs a C++ compiler on a CPU ({first_line(error)}): install g++, name another '
+            'in CXX, or leave --torchcompile out'
+        ) from error
 
 
 def check_forward(model: torch.nn.Module, input_size: tuple[int, int, int], batch_size: int, train: bool) -> None:

@@ -59,7 +59,7 @@ def build_components(config: TrainConfig, processes: Processes) -> Components:
         UserError: Data, model, weights or settings do not fit together.
     """
     import_apex(config.precision, processes.device)
-    check_compiler(config.model.torchcompile)
+    check_compiler(config.model.torchcompile, processes.device)
     in_chans = model_in_chans(config.model, config.model.model)
     train_set, validation_set = open_datasets(config, in_chans)
     num_classes = _num_classes(config, train_set, validation_set)

@@ -30,7 +30,7 @@ def check_before_start(config: TrainConfig, world_size: int) -> None:
     if config.batch_norm.sync_bn:
         check_synchronized_batch_norm(device)
     import_apex(config.precision, device)
-    check_compiler(config.model.torchcompile)
+    check_compiler(config.model.torchcompile, device)
     check_optimizer(config.optimizer)
     check_model_name(config.model.model)
     train_set, _ = open_datasets(config, model_in_chans(config.model, config.model.model))

@@ -104,6 +104,14 @@ def test_mistakes_that_need_torch_or_timm_to_be_seen(run_command, tmp_path, caps
     assert not (tmp_path / 'out').exists()
 
 
+def test_missing_compiler_is_named(run_command, capsys):
+    with torch._inductor.config.patch({'cpp.cxx': ('/no/such/compiler',)}):
+        assert run_command(command.main, *TINY_RUN, '--device', 'cpu', '--torchcompile', '--dry-run') == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith('error: --torchcompile inductor needs a C++ compiler on a CPU (')
+    assert '/no/such/compiler' in error
+
+
 @pytest.mark.parametrize(
     ('flags', 'message'),
     [
