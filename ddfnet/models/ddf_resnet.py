@@ -95,9 +95,8 @@ def _create(variant: str, pretrained: bool, block_args: Mapping[str, Any] | None
         variant,
         pretrained,
         block=DDFBottleneck,
-        layers=_LAYERS[int(network.removeprefix('resnet'))],
         block_args={'kernel_combine': combine, **settings},
-        **kwargs,
+        **{'layers': _LAYERS[int(network.removeprefix('resnet'))], **kwargs},
     )
 
 

@@ -147,6 +147,11 @@ def count_parameters(**block_args) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def test_layers_can_be_replaced_as_in_timm():
+    model = timm.create_model('ddf_mul_resnet26', layers=(1, 1, 1, 2), device='meta')
+    assert [len(getattr(model, f'layer{index}')) for index in (1, 2, 3, 4)] == [1, 1, 1, 2]
+
+
 def test_parameter_counts_of_the_papers_ablations():
     published = {0.2: 16.8, 0.3: 18.1, 0.4: 19.4}  # millions, by se_ratio
     for se_ratio, millions in published.items():
