@@ -120,7 +120,7 @@ def _fit(
         _run_epochs(components, progress, best, directory, processes, pauses, monitor)
     if processes.is_primary:
         if best.metric is not None:
-            _logger.info(f'best {config.run.eval_metric} {best.metric:.4f} in epoch {best.epoch}: {directory.best}')
+            _logger.info(f'best {_ranked_metric(config)} {best.metric:.4f} in epoch {best.epoch}: {directory.best}')
         _logger.info(f'curves: {directory.curves}; TensorBoard: tensorboard --logdir {directory.path}')
 
 
@@ -155,7 +155,7 @@ def _run_epochs(
                 distribute_bn(model, processes.world_size, config.batch_norm.dist_bn == 'reduce')
         with monitor.pictures(training=False) if monitor else contextlib.nullcontext():
             metrics = _validate(components, progress, processes, pauses)
-        metric = metrics.get(f'{"ema" if config.ema.model_ema else "validation"}/{config.run.eval_metric}')
+        metric = metrics.get(_ranked_metric(config))
         progress.start_epoch(progress.epoch + 1)
         _advance_schedule(components, progress, metric)
         if monitor:
@@ -164,6 +164,11 @@ def _run_epochs(
             monitor.end_epoch({'train/loss': loss, 'train/lr': lr, **metrics, **more})
         if progress.epoch < components.num_epochs:
             pauses.after_epoch()
+
+
+def _ranked_metric(config: TrainConfig) -> str:
+    """The metric that checkpoints are ranked by: that of the average (EMA) where there is one."""
+    return f'{"ema" if config.ema.model_ema else "validation"}/{config.run.eval_metric}'
 
 
 def _advance_schedule(components: Components, progress: Progress, metric: float | None) -> None:

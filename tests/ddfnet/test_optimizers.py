@@ -62,10 +62,11 @@ def test_optimiser_that_cannot_be_had(monkeypatch, name, message):
         create_optimizer(load_train_config(['DATA', '--opt', name, '--lr', '0.1']), network())
 
 
-def test_compiled_model_is_saved_under_plain_names(run_command, tmp_path):
+def test_compiled_model_is_saved_under_plain_names(run_command, tmp_path, caplog):
     flags = ['--epochs', '1', '--warmup-epochs', '0', '--train-num-samples', '32', '--output', tmp_path]
     compiled = ['--torchcompile', 'eager', '--model-ema', '--deterministic', '--experiment', 'a']
     assert run_command(command.main, *TINY_RUN, *flags, *compiled) == 0
+    assert 'best ema/top1 ' in caplog.text  # the one that checkpoints are ranked by
     checkpoint = torch.load(tmp_path / 'a' / 'last.pth.tar', weights_only=True)
     for key in ('state_dict', 'state_dict_ema'):
         assert 'fc.weight' in checkpoint[key]
