@@ -9,6 +9,7 @@ from ddf import nvcc
 from scripts.cuda_report import __main__ as report
 from scripts.cuda_report import compiler, launches, tables, traffic
 from scripts.cuda_report.compiler import Kernel, Resources
+from tests.ddf import packages
 
 MESSAGES = """ptxas info    : 0 bytes gmem
 ptxas info    : Compiling entry function '_ZN3ddf4cuda13gather_planesI13__nv_bfloat16Li3ELi8ELi1EEEvNS0_6GatherE' for 'sm_90'
@@ -31,6 +32,19 @@ BOUNDS = """.visible .entry _ZN3ddf4cuda13gather_planesI13__nv_bfloat16Li3ELi8EL
 {
 """
 SYMBOL = '_ZN3ddf4cuda13gather_planesI13__nv_bfloat16Li3ELi8ELi1EEEvNS0_6GatherE'
+SERVES_CPU = """
+import torch
+from borrowed import build_info, check, ddf, reference
+info = build_info()
+assert (info.devices, info.path.parent.name, info.notes) == (('cpu', 'cuda'), 'borrowed', ()), info
+assert not torch.cuda.is_available()
+case = check.Case((2, 4, 7, 9), 3, stride=2, head=2)
+grad, *leaves = (tensor.requires_grad_() for tensor in case.tensors(torch.float64))
+output = ddf(*leaves, 3, 1, 2, 2, 'mul')
+results = [output, *torch.autograd.grad(output, leaves, grad)]
+torch.testing.assert_close(results, check.evaluate(reference, case.tensors(torch.float64), case.settings))
+print('agrees')
+"""
 STORED = {'float64': 8, 'float32': 4, 'float16': 2, 'bfloat16': 2}
 TILED = ('gather_planes', 'gather_pixels', 'filter_gradients_planes', 'filter_gradients_pixels')
 WARPS = 12  # of a multiprocessor, that the registers of every kernel leave room for, but of these
@@ -194,3 +208,21 @@ def test_document_is_what_the_compiler_says(toolkit, measured, cache):
         pytest.skip(f'docs/cuda.md NOT CHECKED: it was made by nvcc {recorded}, here is {toolkit.release}')
     made = tables.make(measured, launches.Recorder(cache), toolkit.release)
     assert report.refreshed(text, made) == text
+
+
+@pytest.mark.slow
+def test_library_with_cuda_kernels_serves_the_cpu_where_no_gpu_is(toolkit, tmp_path):
+    """For one architecture and without optimisation, which nothing here depends on and most of the time goes to."""
+    packages.copy_package(tmp_path / 'borrowed')
+    chosen = {'CUDA_VISIBLE_DEVICES': '', 'DDF_BUILD': '0', 'DDF_CXXFLAGS': '-O1'}
+    compiled = {'FORCE_CUDA': '1', 'TORCH_CUDA_ARCH_LIST': '9.0'}
+    if toolkit.release >= '13':  # earlier ones need not know the flag
+        compiled['NVCC_APPEND_FLAGS'] = '--Ofast-compile=max'
+    headline = 'compiled for cpu, cuda'
+    for arguments, said, environment in (
+        (('-m', 'borrowed', 'build'), headline, compiled),
+        (('-c', SERVES_CPU), 'agrees', {}),
+        (('-m', 'borrowed'), headline, {}),
+    ):
+        status, output, errors = packages.run(tmp_path, *arguments, timeout=1200, **chosen, **environment)
+        assert (status, errors, said in output) == (0, '', True), (arguments, output, errors)
