@@ -61,9 +61,9 @@ DDF_NOINLINE void load_filters_by_tap(const Call& call, const Axis& rows, const 
   }
 }
 
-// The map that a tile of output rows reads: for row r of the tile and tap row n, column x and a channel, the value at
-// data + r * row + n * tap_row + x * column + channel. Half precision is converted once, into scratch, not at every
-// tap.
+// The map that a tile of output rows and columns reads: for row r of the tile and tap row n, column x of the map and a
+// channel, the value at data + r * row + n * tap_row + x * column + channel. Half precision is converted once, into
+// scratch, not at every tap.
 template <typename T>
 class PixelRows {
   using A = typename Computed<T>::type;
@@ -72,13 +72,14 @@ class PixelRows {
   const A* data = nullptr;
   int64_t row = 0, tap_row = 0, column = 0;
 
-  static int64_t scratch_size(const Call& call, const AxisSet& rows, const Axis& columns, int64_t tile_rows) {
+  static int64_t scratch_size(const Call& call, const AxisSet& rows, const Axis& columns, int64_t tile_rows,
+                              int64_t tile_columns) {
     if (__is_same(T, A)) return 0;
-    return RowSlots(rows, {0, tile_rows}).count * columns.source_size * call.channels;
+    return RowSlots(rows, {0, tile_rows}).count * most_columns_read(columns, tile_columns) * call.channels;
   }
 
-  PixelRows(const Call& call, const AxisSet& rows, const Axis& columns, Range range, const Array& source, int64_t image,
-            A* scratch) {
+  PixelRows(const Call& call, const AxisSet& rows, const Axis& columns, Range range, Range column_range,
+            const Array& source, int64_t image, A* scratch) {
     const T* map = at<const T>(source, image, 0);
     if constexpr (__is_same(T, A)) {
       data = map + (rows[0].source_origin + range.begin * rows[0].source_step) * source.row;
@@ -87,23 +88,41 @@ class PixelRows {
       column = source.column;
     } else {
       const RowSlots slots(rows, range);
-      const int64_t line = columns.source_size * call.channels;
+      const Range read = columns_read(columns, column_range);
+      const int64_t line = read.size() * call.channels;
       for (int64_t slot = 0; slot < slots.count; ++slot) {
         const int64_t y = slots.source_row(slot);
         if (y < 0 || y >= rows[0].source_size) continue;
+        const T* from = map + y * source.row + read.begin * source.column;
         if (source.column == call.channels) {
-          copy(scratch + slot * line, map + y * source.row, line);
+          copy(scratch + slot * line, from, line);
           continue;
         }
-        for (int64_t x = 0; x < columns.source_size; ++x) {
-          copy(scratch + slot * line + x * call.channels, map + y * source.row + x * source.column, call.channels);
+        for (int64_t x = 0; x < read.size(); ++x) {
+          copy(scratch + slot * line + x * call.channels, from + x * source.column, call.channels);
         }
       }
-      data = scratch;
+      data = scratch - read.begin * call.channels;
       row = slots.row_step * line;
       tap_row = slots.tap_step(0) * line;
       column = call.channels;
     }
+  }
+
+ private:
+  // The columns of the map between the first and the last tap of some outputs.
+  static Range columns_read(const Axis& columns, Range outputs) {
+    const int64_t first = columns.source_origin + outputs.begin * columns.source_step;
+    const int64_t last = columns.source_origin + (outputs.end - 1) * columns.source_step +
+                         larger<int64_t>(columns.taps - 1, 0) * columns.source_tap_step;
+    const int64_t begin = smaller(larger<int64_t>(first, 0), columns.source_size);
+    return {begin, larger(smaller(last + 1, columns.source_size), begin)};
+  }
+
+  static int64_t most_columns_read(const Axis& columns, int64_t outputs) {
+    const int64_t span =
+        (outputs - 1) * columns.source_step + larger<int64_t>(columns.taps - 1, 0) * columns.source_tap_step + 1;
+    return smaller(span, columns.source_size);
   }
 };
 

@@ -1,8 +1,8 @@
 // Forward pass and gradient of the input, for channels_last maps.
 //
-// A task is a few output rows of one image. The accumulators of a few pixels and several vectors of channels stay in
-// registers over all taps; every vector of the channel filter serves all these pixels, every element of the spatial
-// filter all channels.
+// A task is a few output rows of one image, or some columns of them where wide rows in half precision are converted.
+// The accumulators of a few pixels and several vectors of channels stay in registers over all taps; every vector of the
+// channel filter serves all these pixels, every element of the spatial filter all channels.
 #pragma once
 
 #include "pixels.h"
@@ -15,7 +15,7 @@ namespace {
 template <typename T, typename A>
 struct PixelRun {
   int64_t tiles, source_tile, spatial_tile, output_tile;  // how many, and from one to the next
-  const A* source;  // at the first pixel, tap (0, 0), which may lie off the map
+  const A* source;                                        // at the first pixel, tap (0, 0), which may lie off the map
   int64_t source_pixel, source_tap_row, source_tap_column;
   SpatialView<A> spatial;  // data at the first pixel; of its distances those between taps count
   int64_t spatial_pixel;
@@ -100,41 +100,75 @@ void gather_channels_of(const PixelRun<T, A>& run, int64_t channels) {
   gather_channels<combine, kAnyTaps, pixels>(run, channels);
 }
 
+struct PixelTiling {
+  int64_t rows, columns, row_tiles, column_tiles;
+
+  int64_t tiles() const { return row_tiles * column_tiles; }
+};
+
+// Rows of one task share what the copies to scratch cost at their borders, as far as the copies stay in the cache; with
+// fewer columns, where a few rows are too much.
+template <typename T>
+PixelTiling make_pixel_tiling(const Call& call, const Axis& rows, const Axis& columns) {
+  constexpr int64_t kMostRows = 8, kFewestColumns = 16, kScratchElements = 96 << 10;
+  const AxisSet row_set(&rows, 1), column_set(&columns, 1);
+  const auto fits = [&](int64_t tile_rows, int64_t tile_columns) {
+    const int64_t map = PixelRows<T>::scratch_size(call, row_set, columns, tile_rows, tile_columns);
+    const int64_t spatial = SpatialTile<T>(call, row_set, column_set, {0, tile_rows}, {0, tile_columns}).size();
+    return map + spatial <= kScratchElements;
+  };
+  const int64_t for_every_thread = ceil_divide(call.batch * rows.outputs, 4 * call.threads);
+  PixelTiling tiling{};
+  tiling.rows = smaller(smaller(for_every_thread, kMostRows), rows.outputs);
+  tiling.columns = columns.outputs;
+  if constexpr (!__is_same(T, typename Computed<T>::type)) {
+    while (tiling.columns > kFewestColumns && !fits(tiling.rows, tiling.columns)) {
+      tiling.columns = ceil_divide(tiling.columns, 2);
+    }
+  }
+  while (tiling.rows > 1 && !fits(tiling.rows, tiling.columns)) --tiling.rows;
+  tiling.row_tiles = ceil_divide(rows.outputs, tiling.rows);
+  tiling.column_tiles = ceil_divide(columns.outputs, tiling.columns);
+  return tiling;
+}
+
 template <typename T>
 class PixelWorker {
   using A = typename Computed<T>::type;
 
  public:
-  PixelWorker(const Call& call, const Axis& rows, const Axis& columns, int64_t tile_rows, const Array& source,
+  PixelWorker(const Call& call, const Axis& rows, const Axis& columns, const PixelTiling& tiling, const Array& source,
               const Array& output)
       : call_(call),
         rows_(rows),
         columns_(columns),
         row_set_(&rows, 1),
         column_set_(&columns, 1),
-        tile_rows_(tile_rows),
+        tiling_(tiling),
         source_(source),
         output_(output),
         inner_rows_(outputs_on_map(rows, {0, rows.taps})),
         inner_columns_(outputs_on_map(columns, {0, columns.taps})) {
     const int64_t filter_size = round_up(rows.taps * columns.taps * call.channels, kLanes<A>);
     const int64_t spatial =
-        in_place() ? 0 : SpatialTile<T>(call, row_set_, column_set_, {0, tile_rows}, {0, columns.outputs}).size();
-    filters_ =
-        thread_scratch<A>(filter_size + spatial + PixelRows<T>::scratch_size(call, row_set_, columns, tile_rows));
+        in_place() ? 0 : SpatialTile<T>(call, row_set_, column_set_, {0, tiling.rows}, {0, tiling.columns}).size();
+    filters_ = thread_scratch<A>(filter_size + spatial +
+                                 PixelRows<T>::scratch_size(call, row_set_, columns, tiling.rows, tiling.columns));
     spatial_scratch_ = filters_ + filter_size;
     source_scratch_ = spatial_scratch_ + spatial;
   }
 
   void run(int64_t task) {
-    const int64_t tiles = ceil_divide(rows_.outputs, tile_rows_);
-    const int64_t image = task / tiles, tile = task % tiles;
+    const int64_t image = task / tiling_.tiles(), tile = task % tiling_.tiles();
     if (image != loaded_image_ && (loaded_image_ < 0 || call_.channel_batch > 1)) {
       load_filters_by_tap<T>(call_, rows_, columns_, image, {0, call_.channels}, filters_);
     }
     loaded_image_ = image;
-    const Range range{tile * tile_rows_, smaller((tile + 1) * tile_rows_, rows_.outputs)};
-    const PixelRows<T> source(call_, row_set_, columns_, range, source_, image, source_scratch_);
+    const int64_t row = tile / tiling_.column_tiles * tiling_.rows,
+                  column = tile % tiling_.column_tiles * tiling_.columns;
+    const Range range{row, smaller(row + tiling_.rows, rows_.outputs)};
+    column_range_ = {column, smaller(column + tiling_.columns, columns_.outputs)};
+    const PixelRows<T> source(call_, row_set_, columns_, range, column_range_, source_, image, source_scratch_);
     for (int64_t head = 0; head < call_.head; ++head) run_head(image, head, range, source);
   }
 
@@ -144,9 +178,13 @@ class PixelWorker {
 
   SpatialView<A> view(int64_t image, int64_t head, Range range) {
     if constexpr (__is_same(T, A)) {
-      if (in_place()) return spatial_in_place<A>(call_, rows_, columns_, range.begin, image, head);
+      if (in_place()) {
+        auto view = spatial_in_place<A>(call_, rows_, columns_, range.begin, image, head);
+        view.data += column_range_.begin * view.column;
+        return view;
+      }
     }
-    const SpatialTile<T> tile(call_, row_set_, column_set_, range, {0, columns_.outputs}, element_layout<T, A>(call_));
+    const SpatialTile<T> tile(call_, row_set_, column_set_, range, column_range_, element_layout<T, A>(call_));
     tile.load(image, head, call_.normalize, spatial_scratch_);
     return tile.view(0, 0, spatial_scratch_);
   }
@@ -165,8 +203,8 @@ class PixelWorker {
     run.filter_tap_row = columns_.taps * call_.channels;
     run.filter_tap_column = call_.channels;
     const A* source = map.data + columns_.source_origin * map.column + first;
-    T* output = at<T>(output_, image, first) + rows_.output_origin * output_.row +
-                columns_.output_origin * output_.column;
+    T* output =
+        at<T>(output_, image, first) + rows_.output_origin * output_.row + columns_.output_origin * output_.column;
     // a register tile of two pixels and many channels is best, where there are as many
     const int64_t most = channels_per_head(call_) >= kAccumulators / 2 * kLanes<A> ? 2 : 4;
     const int64_t source_column = columns_.source_step * map.column;
@@ -175,8 +213,9 @@ class PixelWorker {
       const int64_t alike_rows = row < inner_rows_.begin ? 1 : smaller(inner_rows_.end, range.end) - row;
       const int64_t rows = pixels_of_a_tile(alike_rows, most), tile_row = row - range.begin;
       run.tap_rows = taps_on_map(rows_, row);
-      for (int64_t column = 0; column < columns_.outputs;) {
-        const int64_t alike = column < inner_columns_.begin ? 1 : larger<int64_t>(inner_columns_.end - column, 1);
+      for (int64_t column = column_range_.begin; column < column_range_.end;) {
+        const int64_t alike_end = smaller(inner_columns_.end, column_range_.end);
+        const int64_t alike = column < inner_columns_.begin ? 1 : larger<int64_t>(alike_end - column, 1);
         // pixels one below the other share most of the rows that they read, which stay in the first cache
         const int64_t columns = rows > 1 ? 1 : pixels_of_a_tile(alike, most);
         run.tiles = alike / columns;
@@ -188,7 +227,7 @@ class PixelWorker {
         run.output_pixel = rows > 1 ? output_row : output_column;
         run.tap_columns = taps_on_map(columns_, column);
         run.source = source + tile_row * map.row + column * source_column;
-        run.spatial.data = spatial.data + tile_row * spatial.row + column * spatial.column;
+        run.spatial.data = spatial.data + tile_row * spatial.row + (column - column_range_.begin) * spatial.column;
         run.output = output + row * output_row + column * output_column;
         run_tiles(run, rows * columns);
         column += run.tiles * columns;
@@ -208,35 +247,21 @@ class PixelWorker {
   const Call& call_;
   const Axis &rows_, &columns_;
   const AxisSet row_set_, column_set_;
-  const int64_t tile_rows_;
+  const PixelTiling& tiling_;
   const Array &source_, &output_;
   const Range inner_rows_, inner_columns_;  // the outputs for which every tap meets the map
   A *filters_, *spatial_scratch_, *source_scratch_;
+  Range column_range_{};
   int64_t loaded_image_ = -1;
 };
-
-// Rows of one task share what the copies to scratch cost at their borders, as far as the copies stay in the cache.
-template <typename T>
-int64_t rows_of_a_tile(const Call& call, const Axis& rows, const Axis& columns) {
-  constexpr int64_t kMostRows = 8, kScratchElements = 96 << 10;
-  const AxisSet row_set(&rows, 1), column_set(&columns, 1);
-  const auto scratch = [&](int64_t tile_rows) {
-    return PixelRows<T>::scratch_size(call, row_set, columns, tile_rows) +
-           SpatialTile<T>(call, row_set, column_set, {0, tile_rows}, {0, columns.outputs}).size();
-  };
-  const int64_t for_every_thread = ceil_divide(call.batch * rows.outputs, 4 * call.threads);
-  int64_t tile_rows = smaller(smaller(for_every_thread, kMostRows), rows.outputs);
-  while (tile_rows > 1 && scratch(tile_rows) > kScratchElements) --tile_rows;
-  return tile_rows;
-}
 
 template <typename T>
 void gather_all_pixels(const Call& call, const Axis& rows, const Axis& columns, const Array& source,
                        const Array& output) {
   if (rows.outputs == 0 || columns.outputs == 0) return;
-  const int64_t tile_rows = rows_of_a_tile<T>(call, rows, columns);
-  parallel(call, call.batch * ceil_divide(rows.outputs, tile_rows), [&](int64_t begin, int64_t end) {
-    PixelWorker<T> worker(call, rows, columns, tile_rows, source, output);
+  const auto tiling = make_pixel_tiling<T>(call, rows, columns);
+  parallel(call, call.batch * tiling.tiles(), [&](int64_t begin, int64_t end) {
+    PixelWorker<T> worker(call, rows, columns, tiling, source, output);
     for (int64_t task = begin; task < end; ++task) worker.run(task);
   });
 }
