@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddfnet.benchmarking.subjects import Job, Work, compile_if, count_gmacs, count_params
+from ddfnet.benchmarking.subjects import Job, Work, compile_if
 from ddfnet.config import BenchmarkConfig, ModelSource
+from ddfnet.counting import count_gmacs, count_params
 from ddfnet.models.build import build_model, check_forward, model_in_chans, resolve_input
 from ddfnet.precision import Precision
 

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddf import DDFPack, check, ddf, reference
-from ddfnet.benchmarking.subjects import Job, Work, compile_if, count_gmacs, count_params
+from ddfnet.benchmarking.subjects import Job, Work, compile_if
 from ddfnet.config import BenchmarkConfig
+from ddfnet.counting import count_gmacs, count_params
 from ddfnet.precision import Precision
 
 LABELS = {

@@ -5,9 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor
 
 from ddfnet.config import BenchmarkConfig
 from ddfnet.timing import Pass
@@ -48,17 +46,6 @@ class Subject(Protocol):
     input_size: tuple[int, ...]
 
     def work(self, batch_size: int, compiled: bool) -> Work: ...
-
-
-def count_gmacs(run: Callable[[], Any]) -> float:
-    """Multiply-adds of what runs, in 10^9, by torch's counter: matrix products, convolutions, DDF operations."""
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        run()
-    return counter.get_total_flops() / 2e9
-
-
-def count_params(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def compile_if(function: Any, compiled: bool, config: BenchmarkConfig) -> Any:

@@ -9,9 +9,9 @@ import sys
 
 from timm.utils import distribute_bn
 
-from ddfnet.benchmarking.subjects import count_params
 from ddfnet.config import TrainConfig, load_train_config
 from ddfnet.config.unused import remarks
+from ddfnet.counting import count_params
 from ddfnet.data import stop_workers
 from ddfnet.distributed import Processes, start_processes, stop_processes
 from ddfnet.errors import UserError, command

@@ -12,8 +12,8 @@ import torch
 import yaml
 from timm.scheduler import PlateauLRScheduler
 
-from ddfnet.benchmarking.subjects import count_gmacs, count_params
 from ddfnet.config import TrainConfig, to_flat_dict
+from ddfnet.counting import count_gmacs, count_params
 from ddfnet.distributed import Processes
 from ddfnet.errors import UserError
 from ddfnet.memory import memory_in_use
