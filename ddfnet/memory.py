@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ddfnet.control_groups import memory_headroom
 from ddfnet.timing import Pass, synchronize
 
 _STATUS = Path('/proc/self/status')
 _CLEAR_REFS = Path('/proc/self/clear_refs')
-_CGROUP = Path('/sys/fs/cgroup')
 
 
 class OutOfMemory(Exception):
@@ -59,7 +59,7 @@ def free_memory(device: torch.device) -> int | None:
         return None
     with contextlib.suppress(OSError, KeyError):
         free = _fields(Path('/proc/meminfo'))['MemAvailable']
-        limit = _cgroup_headroom()
+        limit = memory_headroom()
         return free if limit is None else min(free, limit)
     return None
 
@@ -111,12 +111,3 @@ def _fields(path: Path) -> dict[str, int]:
     """Bytes by name, of a file with lines such as `VmHWM: 123 kB`."""
     lines = (line.split() for line in path.read_text().splitlines())
     return {words[0].rstrip(':'): int(words[1]) * 1024 for words in lines if words[2:] == ['kB']}
-
-
-def _cgroup_headroom() -> int | None:
-    """Bytes up to the limit of the control group (version 2) this process is in, such as a container's."""
-    try:
-        limit = (_CGROUP / 'memory.max').read_text().strip()
-        return None if limit == 'max' else int(limit) - int((_CGROUP / 'memory.current').read_text())
-    except (OSError, ValueError):
-        return None

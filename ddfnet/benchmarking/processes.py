@@ -11,12 +11,13 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
 from ddfnet.benchmarking import environment, worker
 from ddfnet.config import InferenceConfig
+from ddfnet.control_groups import memory_kills
 from ddfnet.errors import UserError
 from ddfnet.memory import OutOfMemory
 
@@ -42,6 +43,7 @@ class WorkerProcess:
             self._process = context.Process(target=worker.serve, args=(theirs, config, device), daemon=True)
             self._process.start()
         theirs.close()
+        self._kills_before = memory_kills()
 
     @property
     def is_alive(self) -> bool:
@@ -52,7 +54,7 @@ class WorkerProcess:
 
         Raises:
             UserError: A mistake the user can mend.
-            OutOfMemory: The worker ran out of memory; it may have been killed for that.
+            OutOfMemory: The worker ran out of memory, or was killed, as far as is known for that.
             WorkerFailure: Anything else; where the process died, it is no longer alive afterwards.
         """
         try:
@@ -60,6 +62,7 @@ class WorkerProcess:
             outcome, value, details = self._connection.recv()
         except (EOFError, OSError):
             self._fail()
+        self._kills_before = memory_kills()
         if outcome == 'mistake':
             raise UserError(value)
         if outcome == 'memory':
@@ -75,13 +78,22 @@ class WorkerProcess:
         self._process.kill()
         self._process.join()
 
-    def _fail(self) -> None:
+    def _fail(self) -> NoReturn:
         self._process.join()
         self._connection.close()
         status = self._process.exitcode
         if status == -_SIGKILL:
-            raise OutOfMemory('the process was killed, as the system does when memory runs out')
+            self._fail_killed()
         raise WorkerFailure(f'the process died ({_in_words(status)})')
+
+    def _fail_killed(self) -> NoReturn:
+        """By the system for its memory, or by somebody else: known where the system counts what it kills."""
+        before, after = self._kills_before, memory_kills()
+        if before is None or after is None:
+            raise OutOfMemory('the process was killed (signal 9), probably out of memory')
+        if after > before:
+            raise OutOfMemory('the system killed the process (signal 9), out of memory')
+        raise WorkerFailure('the process was killed (signal 9), and not by the system for its memory')
 
 
 def _in_words(status: int | None) -> str:

@@ -33,12 +33,11 @@ def test_unknown_where_the_system_does_not_say(monkeypatch, tmp_path):
     assert peak_memory(lambda: None, [], CPU) is None
 
 
-def test_limit_of_the_control_group_counts(monkeypatch, tmp_path):
-    unlimited = free_memory(CPU)
-    (tmp_path / 'memory.max').write_text('1000000\n')
-    (tmp_path / 'memory.current').write_text('400000\n')
-    monkeypatch.setattr(memory, '_CGROUP', tmp_path)
+def test_limit_of_the_control_group_counts(monkeypatch):
+    monkeypatch.setattr(memory, 'memory_headroom', lambda: 600000)
     assert free_memory(CPU) == 600000
+    monkeypatch.setattr(memory, 'memory_headroom', lambda: None)
+    unlimited = free_memory(CPU)
     assert unlimited is not None
     assert unlimited > 600000
 

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+from ddfnet.benchmarking import processes
 from ddfnet.benchmarking import worker as worker_module
 from ddfnet.benchmarking.processes import WorkerFailure, WorkerProcess
 from ddfnet.benchmarking.subjects import Job
@@ -127,13 +128,17 @@ def test_process_survives_what_it_cannot_do(process):
 
 @pytest.mark.skipif(not hasattr(signal, 'SIGKILL'), reason='no signals to kill with')
 @pytest.mark.parametrize(
-    ('number', 'error', 'message'),
+    ('number', 'kills', 'error', 'message'),
     [
-        ('SIGKILL', OutOfMemory, 'the process was killed, as the system does when memory runs out'),
-        ('SIGABRT', WorkerFailure, r'the process died \(SIGABRT\)'),
+        ('SIGKILL', [3, 4], OutOfMemory, r'the system killed the process \(signal 9\), out of memory'),
+        ('SIGKILL', [3, 3], WorkerFailure, r'killed \(signal 9\), and not by the system for its memory'),
+        ('SIGKILL', [None, None], OutOfMemory, r'killed \(signal 9\), probably out of memory'),
+        ('SIGABRT', [3, 4], WorkerFailure, r'the process died \(SIGABRT\)'),
     ],
 )
-def test_death_of_a_process(process, number, error, message):
+def test_death_of_a_process(process, monkeypatch, number, kills, error, message):
+    counts = iter(kills)
+    monkeypatch.setattr(processes, 'memory_kills', lambda: next(counts))
     process.call('environment')
     os.kill(process._process.pid, getattr(signal, number))
     with pytest.raises(error, match=message):
