@@ -8,8 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ddfnet.benchmarking.budget import Budget
 from ddfnet.benchmarking.environment import usable_cores
+from ddfnet.benchmarking.networks import check_model_kwargs
 from ddfnet.benchmarking.operations import LABELS
 from ddfnet.benchmarking.progress import Progress
 from ddfnet.benchmarking.report import check_targets, table_text, write_csv, write_json
@@ -20,7 +23,7 @@ from ddfnet.config import BenchmarkConfig, InferenceConfig, load_inference_confi
 from ddfnet.config.inference import map_shape
 from ddfnet.distributed import resolve_device
 from ddfnet.errors import UserError, command
-from ddfnet.models.build import check_compiler, model_names
+from ddfnet.models.build import check_compiler, check_cpp_compiler, model_names
 from ddfnet.precision import Precision
 
 _PAPER_SIZES = ('7', '14', '28', '56', '112', '224', '2x256x200x300')
@@ -38,10 +41,11 @@ def main(argv: list[str]) -> None:
     """
     start = time.monotonic()
     config = load_inference_config(argv)
-    accuracies = _check(config.benchmark)
     device = resolve_device(config.benchmark.device)
+    accuracies = _check(config.benchmark, device)
     tables = model_tables(config.benchmark) if config.benchmark.model else operation_tables(config.benchmark)
-    progress = Progress()
+    check_model_kwargs(config.benchmark, (row.job.name for row in tables[0].rows))
+    progress = Progress(len(tables))
     measured: list[Table] = []
     environment: dict[str, Any] = {}
     complete = False
@@ -68,7 +72,8 @@ def main(argv: list[str]) -> None:
 def operation_tables(config: BenchmarkConfig) -> list[Table]:
     """A table per shape of the map, the least first; by default the paper's (arXiv 2104.14107, Table 2 and Table A)."""
     names: Sequence[str] = config.op or [name for name in LABELS if name != 'compiled']
-    names = list(LABELS) if 'all' in names else names
+    every = 'all' in names
+    names = list(LABELS) if every else names
     shapes = {
         map_shape(size, batch_size, config.channels)
         for size in config.sizes or _PAPER_SIZES
@@ -78,7 +83,10 @@ def operation_tables(config: BenchmarkConfig) -> list[Table]:
     return [
         Table(
             f'{" x ".join(map(str, shape))}, kernel {config.kernel_size}{mode}',
-            [Row(Job(name, shape[0], shape), LABELS[name], position) for position, name in enumerate(names)],
+            [
+                Row(Job(name, shape[0], shape), LABELS[name], position, dispensable=every)
+                for position, name in enumerate(names)
+            ],
         )
         for shape in sorted(shapes, key=lambda shape: (math.prod(shape), shape))
     ]
@@ -100,15 +108,18 @@ def model_tables(config: BenchmarkConfig) -> list[Table]:
     ]
 
 
-def _check(config: BenchmarkConfig) -> dict[str, float]:
+def _check(config: BenchmarkConfig, device: torch.device) -> dict[str, float]:
     """Finds the user's mistakes before anything starts. Returns top-1 in percent by model, where the plot needs it."""
     check_targets(
         {'--json': config.json, '--csv': config.csv, '--plot': config.plot},
         {'--plot': ('.png', '.pdf', '.svg')},
     )
-    check_compiler(config.torchcompile)
+    check_compiler(config.torchcompile, device)
+    if config.op and 'compiled' in config.op and device.type == 'cpu':
+        check_cpp_compiler('--op compiled')
     if config.num_threads is not None and config.num_threads > usable_cores():
-        raise UserError(f'--num-threads: expected at most the {usable_cores()} cores here, got {config.num_threads}')
+        most = f'expected at most {usable_cores()}, one for each core that may be used here'
+        raise UserError(f'--num-threads: {most}, got {config.num_threads}')
     if not config.plot:
         return {}
     from ddfnet.benchmarking.plot import PUBLISHED_TOP1, read_accuracies
@@ -150,7 +161,8 @@ def _header(environment: dict[str, Any], config: InferenceConfig, precision: Pre
         f'allocator: {allocator or "default"}',
     ]
     if busy and busy[0] > cores:
-        lines.append(f'other work keeps this machine busy (load average {busy[0]:.1f}, {cores} cores): times will vary')
+        load = f'load average {busy[0]:.1f}, {cores} core' + ('s' if cores > 1 else '')
+        lines.append(f'other work keeps this machine busy ({load}): times will vary')
     return '\n'.join(lines)
 
 

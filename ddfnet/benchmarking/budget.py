@@ -60,7 +60,9 @@ class Budget:
         assert known.built is not None
         seconds = _seconds(known) * growth
         timed = max(PASSES * seconds, self._min_time)
-        return _OVERHEAD_S + known.built.setup_seconds * growth + _WARM_UPS * seconds + timed
+        known_passes = known.built.setup_seconds + _WARM_UPS * _seconds(known)
+        overhead = max(_OVERHEAD_S, known.prepare_seconds - known_passes)  # compiling takes as long for any size
+        return overhead + known.built.setup_seconds * growth + _WARM_UPS * seconds + timed
 
 
 def _seconds(row: Row) -> float:

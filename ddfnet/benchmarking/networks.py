@@ -1,16 +1,39 @@
 """Models as subjects to time: any that timm knows, DDF networks among them."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddfnet.benchmarking.subjects import Job, Work, compile_if
 from ddfnet.config import BenchmarkConfig, ModelSource
 from ddfnet.counting import count_gmacs, count_params
+from ddfnet.errors import UserError
 from ddfnet.models.build import build_model, check_forward, model_in_chans, resolve_input
 from ddfnet.precision import Precision
+
+
+def check_model_kwargs(config: BenchmarkConfig, names: Iterable[str]) -> None:
+    """Raises UserError for --model-kwargs that none of the models takes."""
+    problem = None
+    for name in names if config.model_kwargs else ():
+        try:
+            _build(config, name)
+            return
+        except UserError as error:
+            problem = problem or error
+    if problem:
+        raise UserError(f'--model-kwargs: {problem}; expected arguments that the model takes')
+
+
+def _build(config: BenchmarkConfig, name: str) -> tuple[nn.Module, tuple[int, int, int]]:
+    """The model, and (C, H, W) of its images."""
+    source = ModelSource(img_size=config.img_size, model_kwargs=config.model_kwargs)
+    in_chans = model_in_chans(source, name)
+    model = build_model(source, name, None, in_chans)
+    return model, resolve_input(source, model, in_chans)['input_size']
 
 
 class Network:
@@ -23,10 +46,7 @@ class Network:
     def __init__(self, job: Job, config: BenchmarkConfig, precision: Precision) -> None:
         self.config = config
         self.precision = precision
-        source = ModelSource(img_size=config.img_size, model_kwargs=config.model_kwargs)
-        in_chans = model_in_chans(source, job.name)
-        model = build_model(source, job.name, None, in_chans)
-        input_size = resolve_input(source, model, in_chans)['input_size']
+        model, input_size = _build(config, job.name)
         self.input_size: tuple[int, ...] = input_size
         check_forward(model, input_size, job.batch_size, train=config.train)
         self.params = count_params(model)

@@ -11,6 +11,7 @@ from ddf import DDFPack, check, ddf, reference
 from ddfnet.benchmarking.subjects import Job, Work, compile_if
 from ddfnet.config import BenchmarkConfig
 from ddfnet.counting import count_gmacs, count_params
+from ddfnet.models.build import check_cpp_compiler
 from ddfnet.precision import Precision
 
 LABELS = {
@@ -53,6 +54,8 @@ class Operation:
         self.name = job.name
         self.channels, *self.map_size = job.shape[1:]
         self.input_size: tuple[int, ...] = job.shape[1:]
+        if job.name == 'compiled' and precision.device.type == 'cpu':
+            check_cpp_compiler('the compiled shifted sum')
         self.function = self._function()
         self.params = count_params(self.function) if isinstance(self.function, nn.Module) else 0
         self.gmacs = self._count()

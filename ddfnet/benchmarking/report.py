@@ -26,6 +26,8 @@ def table_text(table: Table, width: int | None = None) -> str:
             blocks.append(_aligned(names))
         blocks[-1] = [f'{line}  {cell}' for line, cell in zip(blocks[-1], column)]
     notes = [f'  {row.label}: {note}' for row in table.rows for note in row.notes()]
+    if table.base is not table.rows[0]:
+        notes.append(f'  ratios are to {table.base.label}: {table.rows[0].label} was not timed')
     return '\n'.join([table.title, '\n\n'.join('\n'.join(block) for block in blocks), *notes])
 
 

@@ -15,6 +15,7 @@ class Row:
     Attributes:
         position: Its place in the table; rows at the same place of several tables share a process.
         times: Seconds of single passes.
+        prepare_seconds: What it took to compile, warm up and compare it.
         problem: Why there are no times; '' where there are, or will be.
         details: The traceback where the problem is a failure of the program.
         in_turns: Whether its passes were timed in turns with those of the other rows.
@@ -30,6 +31,7 @@ class Row:
     built: Built | None = None
     prepared: Prepared | None = None
     times: list[float] = dataclasses.field(default_factory=list)
+    prepare_seconds: float = 0.0
     problem: str = ''
     details: str = ''
     in_turns: bool = False
@@ -85,7 +87,7 @@ class Row:
 
 @dataclasses.dataclass
 class Table:
-    """Rows that are compared with the first one.
+    """Rows that are compared with one of them.
 
     Attributes:
         left_out: Why none of them was measured; '' where they were.
@@ -95,10 +97,15 @@ class Table:
     rows: list[Row]
     left_out: str = ''
 
+    @property
+    def base(self) -> Row:
+        """What the others are compared with: the first row, or the first that was timed where it was not."""
+        return next((row for row in self.rows if row.times), self.rows[0])
+
     def ratio(self, row: Row) -> float | None:
-        """Time per image over that of the first row; None where one of them is missing or wrong."""
-        first, this = self.rows[0].seconds_per_sample, row.seconds_per_sample
-        if first is None or this is None or row.differs or self.rows[0].differs:
+        """Time per image over that of `base`; None where one of them is missing or wrong."""
+        first, this = self.base.seconds_per_sample, row.seconds_per_sample
+        if first is None or this is None or row.differs or self.base.differs:
             return None
         return this / first
 
@@ -125,6 +132,7 @@ class Table:
             'gmacs': built.gmacs if built else None,
             'params': built.params if built else None,
             'ratio': self.ratio(row),
+            'ratio_to': self.base.label,
             'error': prepared.error if prepared else None,
             'cuda_graph': prepared.graph if prepared else None,
             'in_turns': row.in_turns,

@@ -4,6 +4,7 @@ Taking turns, a machine that gets slower or faster meanwhile favours no row. Row
 are timed one after another instead.
 """
 
+import time
 from typing import Any
 
 import torch
@@ -46,12 +47,12 @@ class Session:
         Args:
             budget: Leaves rows out, if need be.
         """
-        self._progress.stage(f'{table.title}: {len(table.rows)} rows')
+        self._progress.start(table.title, len(table.rows))
         if budget is not None:
             budget.choose(table)
         for row in table.rows:
             if not row.left_out:
-                self._progress.show(f'{table.title}: building {row.label}')
+                self._say('building', table, row)
                 row.built = self._ask(row, 'build', row.job)
         if budget is not None:
             budget.choose(table)
@@ -82,8 +83,10 @@ class Session:
     ) -> None:
         """Rows that do not fit into memory, or fail, stay without times."""
         for row in rows:
-            self._progress.show(f'{table.title}: warming up {row.label}')
+            self._say('warming up', table, row)
+            start = time.monotonic()
             row.prepared = self._ask(row, 'prepare', row.job, batch_size or row.job.batch_size, may_halve)
+            row.prepare_seconds = time.monotonic() - start
         self._time(table, [row for row in rows if row.prepared is not None])
         for row in rows:
             if row.position in self._workers:
@@ -95,8 +98,11 @@ class Session:
             for row in rows:
                 if row.problem or (len(row.times) >= PASSES and sum(row.times) >= min_time):
                     continue
-                self._progress.show(f'{table.title}: round {turn + 1} of {_ROUNDS}, {row.label}')
+                self._say(f'round {turn + 1} of {_ROUNDS},', table, row)
                 row.times += self._ask(row, 'time', min_time / _ROUNDS) or []
+
+    def _say(self, what: str, table: Table, row: Row) -> None:
+        self._progress.show(f'{what} {row.label} ({row.position + 1} of {len(table.rows)})')
 
     def _ask(self, row: Row, method: str, *arguments: Any) -> Any:
         """The worker's answer; None where it has none, with the reason in the row."""

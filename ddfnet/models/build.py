@@ -171,7 +171,7 @@ def check_compiler(backend: str | None, device: torch.device | None = None) -> N
     """Raises UserError where torch.compile has no such back end, those for debugging included, or where the C++
     compiler is missing that inductor needs on a CPU. None is no back end."""
     if backend == 'inductor' and device is not None and device.type == 'cpu':
-        _check_cpp_compiler()
+        check_cpp_compiler('--torchcompile inductor')
     if backend is None or backend in torch.compiler.list_backends(exclude_tags=()):
         return
     usual = torch.compiler.list_backends()
@@ -180,7 +180,8 @@ def check_compiler(backend: str | None, device: torch.device | None = None) -> N
     )
 
 
-def _check_cpp_compiler() -> None:
+def check_cpp_compiler(wanted: str) -> None:
+    """Raises UserError where torch.compile finds no C++ compiler, which what is `wanted` needs on a CPU."""
     from torch._inductor.cpp_builder import get_cpp_compiler  # takes seconds to import
     from torch._inductor.exc import InvalidCxxCompiler
 
@@ -188,8 +189,8 @@ def _check_cpp_compiler() -> None:
         get_cpp_compiler()
     except InvalidCxxCompiler as error:
         raise UserError(
-            f'--torchcompile inductor needs a C++ compiler on a CPU ({first_line(error)}): install g++, name another '
-            'in CXX, or leave --torchcompile out'
+            f'{wanted} needs a C++ compiler on a CPU ({first_line(error)}): install g++, name another in CXX, or leave '
+            'it out'
         ) from error
 
 

@@ -9,6 +9,8 @@ import torch
 from ddfnet import inference_time
 from ddfnet.benchmarking import session
 from ddfnet.benchmarking.processes import WorkerFailure
+from ddfnet.benchmarking.subjects import Job
+from ddfnet.benchmarking.worker import Worker
 from ddfnet.config import BenchmarkConfig, load_inference_config
 from ddfnet.errors import UserError
 from tests.ddfnet.benchmarking.stand_ins import StandIn, interrupted_at_second_call
@@ -74,7 +76,7 @@ def test_compiled_operation(run_command, capsys):
         (['--model', 'ddff_*'], "no model matches 'ddff_*': timm.list_models() lists them"),
         (['--kernel-size', '2'], '--kernel-size: expected an odd number of at least 3, got 2'),
         (['resnet18'], "unexpected 'resnet18': expected a flag\n"),
-        (['--num-threads', '9999'], '--num-threads: expected at most the '),
+        (['--num-threads', '9999'], '--num-threads: expected at most '),
         (['--device', 'meta'], "device 'meta' cannot be used here (it computes nothing)"),
         (['--device', 'abacus'], "device 'abacus' cannot be used here"),
         (['--op', 'ddf', '--model', 'resnet18'], '--op times the operation and --model times models: give one'),
@@ -115,6 +117,36 @@ def test_model_that_does_not_take_the_image(run_command, capsys, tmp_path):
     assert fine['passes'] >= 3
     assert other['passes'] == 0
     assert other['notes'].startswith('model VisionTransformer does not take')
+
+
+def test_arguments_that_no_model_takes(run_command, capsys, stand_ins):
+    stand_ins()
+    flags = ['--model', 'test_resnet', 'test_vit', '--model-kwargs']
+    assert run_command(inference_time.main, *flags, 'chanels=3') == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: --model-kwargs: cannot build model 'test_resnet': ResNet.__init__() got")
+    assert captured.err.endswith("'chanels'; expected arguments that the model takes\n")
+    assert captured.out == ''
+    assert run_command(inference_time.main, *flags, 'embed_dim=32') == 0  # one of them takes it
+
+
+@pytest.fixture
+def no_compiler():
+    with torch._inductor.config.patch({'cpp.cxx': ('/no/such/compiler',)}):
+        yield
+
+
+@pytest.mark.usefixtures('no_compiler', 'stand_ins')
+def test_missing_compiler(run_command, capsys):
+    for flags in (['--torchcompile'], ['--op', 'ddf', 'compiled']):
+        assert run_command(inference_time.main, '--device', 'cpu', *flags) == 2
+        captured = capsys.readouterr()
+        wanted = 'error: --op compiled' if '--op' in flags else 'error: --torchcompile inductor'
+        assert captured.err.startswith(f'{wanted} needs a C++ compiler on a CPU (')
+        assert captured.out == ''
+    with pytest.raises(UserError, match=r'^the compiled shifted sum needs a C\+\+ compiler'):
+        Worker(load_inference_config([]), torch.device('cpu')).build(Job('compiled', 1, (1, 4, 5, 5)))
+    assert inference_time.operation_tables(BenchmarkConfig(op=('all',)))[0].rows[-1].dispensable
 
 
 def test_flags_that_may_stand_alone():
@@ -192,7 +224,7 @@ def test_interruption_reports_what_was_measured(run_command, capsys, tmp_path, s
     flags = ['--model', 'resnet18', 'resnet26', '-b', '1', '2', '--json', tmp_path / 'x.json']
     assert run_command(inference_time.main, *flags) == 130
     captured = capsys.readouterr()
-    assert captured.err.splitlines() == ['batch 1: 2 rows', 'interrupted']
+    assert captured.err.splitlines() == ['[1/2] 2 rows: batch 1', 'interrupted']
     assert [line.split()[:3] for line in captured.out.splitlines()[-2:]] == [
         ['resnet18', '3x8x8', '100.000'],
         ['resnet26', '3x8x8', '100.000'],
@@ -208,7 +240,7 @@ def test_failed_row_is_reported_after_the_others(run_command, capsys, stand_ins)
     captured = capsys.readouterr()
     assert '  resnet18: KeyError: nothing there' in captured.out
     assert '100.000' in captured.out
-    assert captured.err.splitlines() == ['batch 32: 2 rows', 'resnet18: Traceback of it']
+    assert captured.err.splitlines() == ['2 rows: batch 32', 'resnet18: Traceback of it']
 
 
 def test_threads_of_the_caller_stay(run_command, stand_ins, monkeypatch):

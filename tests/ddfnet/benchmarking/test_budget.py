@@ -73,6 +73,15 @@ def test_left_out_rows_say_how_long_they_would_take():
     assert second.left_out == 'left out: it would take about 17 s, more than the budget allows'
 
 
+def test_compiling_takes_its_time_again():
+    first, second = tables(1, 2)
+    measured(first)
+    first.rows[1].prepare_seconds = 12
+    Budget([first, second], time.monotonic() + 9, min_time=0.1).choose(second)
+    assert [row.left_out for row in second.rows] == [True, True, False]
+    assert second.rows[1].expected == pytest.approx(12 + 6 * (0.016 - 0.004) + 0.1)
+
+
 def test_a_trial_corrects_what_smaller_maps_made_believe():
     first, second = tables(1, 2)
     budget = Budget([first, second], time.monotonic() + 10, min_time=0.1)

@@ -66,6 +66,13 @@ def test_ratio_is_per_image():
     assert '  the b: out of memory at batch 4: timed at 2' in table_text(table)
 
 
+def test_ratio_is_to_the_first_that_was_timed():
+    table = Table('t', [unmeasured('a'), row('b', 0.01), row('c', 0.02)])
+    assert [table.ratio(each) for each in table.rows] == [None, 1, 2]
+    assert table_text(table).splitlines()[-1] == '  ratios are to the b: the a was not timed'
+    assert [record['ratio_to'] for record in table.records()] == ['the b'] * 3
+
+
 def test_left_out_table_is_one_line():
     table = Table('big', [row('a', 1)], left_out='left out: too long')
     assert table_text(table) == 'big: left out: too long'

@@ -195,17 +195,3 @@ def test_interruption_keeps_the_times(measure):
     with pytest.raises(KeyboardInterrupt):
         measure(measured, script={('b', 'time'): interrupted_at_second_call()})
     assert [len(row.times) for row in measured.rows] == [2, 1, 1]
-
-
-def test_progress_is_a_line_per_table_where_none_can_be_replaced(measure, capsys):
-    measure(table(), table('a'))
-    assert capsys.readouterr().err.splitlines() == ['title: 3 rows', 'title: 1 rows']
-
-
-def test_progress_replaces_its_line_on_a_terminal(measure, capsys, monkeypatch):
-    monkeypatch.setattr('sys.stderr.isatty', lambda: True)
-    measure(table('a'))
-    written = capsys.readouterr().err
-    assert '\n' not in written
-    shown = [text.strip() for text in written.split('\r\x1b[2K') if text.strip()]
-    assert shown[:3] == ['title: building a', 'title: warming up a', 'title: round 1 of 5, a']
