@@ -6,6 +6,7 @@ import os
 import runpy
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,14 @@ import pytest
 from ddfnet.errors import UserError, command
 
 ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c_raises():
+    """Also where the tests run in the background: shells have such jobs ignore it."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)
 
 
 @pytest.mark.parametrize(
@@ -26,7 +35,7 @@ def test_signals_end_a_command_after_its_work_is_saved(capsys, number, status, m
     def main(argv: list[str]) -> None:
         try:
             os.kill(os.getpid(), getattr(signal, number))
-            signal.pause()
+            time.sleep(60)
         except KeyboardInterrupt:
             saved.append('work')
             raise
