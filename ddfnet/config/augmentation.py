@@ -1,11 +1,23 @@
 """How training images are varied."""
 
 import dataclasses
+import re
 from typing import Annotated, Literal
 
 from tyro.conf import arg
 
 from ddfnet.config.values import Count, NonNegative, Positive, Probability, Whole
+
+_STD = r'mstd\d+(\.\d+)?'
+_SECTIONS = {  # of timm's policies, by their first word; timm skips those without a digit, whatever they say
+    'rand': rf'm\d+|n[1-9]\d*|p(0(\.\d+)?|1(\.0+)?)|mmax[1-9]\d*|inc[01]|t(weights|3aw?)|{_STD}',
+    'augmix': rf'm\d+|w[1-9]\d*|d[1-9]\d*|a\d+(\.\d+)?|b[01]|{_STD}',
+    **dict.fromkeys(('original', 'originalr', 'v0', 'v0r', '3a'), _STD),
+}
+_POLICIES = (
+    'rand-mX-nY-mstdZ-incW (parts in any order, also pX, mmaxX, tweights, t3a, t3aw), augmix-mX-wY-dZ (also aX, bX, '
+    'mstdX), or original, originalr, v0, v0r, 3a (each also with -mstdX)'
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,3 +80,11 @@ class AugmentationConfig:
     def mixes(self) -> bool:
         """Whether images of a batch are mixed, so that targets are soft."""
         return self.mixup > 0 or self.cutmix > 0 or self.cutmix_minmax is not None
+
+    @property
+    def policy_fault(self) -> str | None:
+        """What is wrong with the policy of `aa`, or None."""
+        name, *sections = (self.aa or '').split('-')
+        if not self.aa or (name in _SECTIONS and all(re.fullmatch(_SECTIONS[name], part) for part in sections)):
+            return None
+        return f'expected {_POLICIES}; got {self.aa!r}'

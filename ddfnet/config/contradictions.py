@@ -76,6 +76,8 @@ def _schedule(config: TrainConfig) -> Iterator[str]:
 
 def _augmentation(config: TrainConfig) -> Iterator[str]:
     augmentation = config.augmentation
+    if augmentation.policy_fault:
+        yield f'--aa: {augmentation.policy_fault}'
     for name in ('scale', 'ratio', 'cutmix_minmax'):
         pair = getattr(augmentation, name)
         if pair is not None and pair[0] > pair[1]:

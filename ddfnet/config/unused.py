@@ -44,6 +44,19 @@ def remarks(config: TrainConfig, rate: float | None = None) -> Iterator[str]:
         yield f'training and validation both read the split {config.data.val_split!r}'
 
 
+def remark_on_average(config: TrainConfig, updates: int) -> str | None:
+    """What a user may not expect of an average (EMA) that has so many optimiser steps to forget the first weights."""
+    ema = config.ema
+    decay = ema.model_ema_decay
+    kept = decay**updates
+    if not ema.model_ema or ema.model_ema_warmup or kept < _KEPT_OF_THE_START:
+        return None
+    return (
+        f'--model-ema-decay {decay:g} leaves {100 * kept:.0f} % of the first weights in the average after '
+        f'the {updates} optimiser steps of the run: lower it, or add --model-ema-warmup'
+    )
+
+
 def _rates_that_do_not_come(config: TrainConfig, rate: float | None) -> Iterator[str]:
     schedule = config.schedule
     if schedule.sched == 'step' and schedule.decay_epochs >= schedule.epochs:
@@ -88,6 +101,7 @@ def _resumes_a_file(config: TrainConfig) -> bool:
     return config.run.resume not in ('', 'auto')
 
 
+_KEPT_OF_THE_START = 0.05
 _NEEDS = (  # no effect unless the condition holds
     _Rule(('bce_sum', 'bce_target_thresh', 'bce_pos_weight'), lambda config: config.loss.bce_loss, '--bce-loss'),
     _Rule(

@@ -2,6 +2,9 @@
 
 import copy
 import difflib
+import subprocess
+import sysconfig
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -169,7 +172,7 @@ def _weights_at(path: str, name: str, num_classes: int | None, new_classifier: b
 
 def check_compiler(backend: str | None, device: torch.device | None = None) -> None:
     """Raises UserError where torch.compile has no such back end, those for debugging included, or where the C++
-    compiler is missing that inductor needs on a CPU. None is no back end."""
+    compiler that inductor needs on a CPU is missing or fails. None is no back end."""
     if backend == 'inductor' and device is not None and device.type == 'cpu':
         check_cpp_compiler('--torchcompile inductor')
     if backend is None or backend in torch.compiler.list_backends(exclude_tags=()):
@@ -186,12 +189,28 @@ def check_cpp_compiler(wanted: str) -> None:
     from torch._inductor.exc import InvalidCxxCompiler
 
     try:
-        get_cpp_compiler()
-    except InvalidCxxCompiler as error:
+        compiler = get_cpp_compiler()
+        _compile_nothing(compiler)
+    except (InvalidCxxCompiler, OSError, subprocess.CalledProcessError) as error:
+        reason = _last_line(error.stderr) if isinstance(error, subprocess.CalledProcessError) else ''
         raise UserError(
-            f'{wanted} needs a C++ compiler on a CPU ({first_line(error)}): install g++, name another in CXX, or leave '
-            'it out'
+            f'{wanted} needs a C++ compiler that works on a CPU ({reason or first_line(error)}): install g++, name '
+            'another in CXX, or leave it out'
         ) from error
+
+
+def _compile_nothing(compiler: str) -> None:
+    """Compiles and links a source with the headers of C++ and Python that inductor's own has."""
+    include = sysconfig.get_path('include')
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run(
+            [compiler, '-x', 'c++', '-', '-shared', '-fPIC', f'-I{include}', '-o', f'{folder}/nothing.so'],
+            input='#include <cmath>\n#include <Python.h>\n', capture_output=True, text=True, check=True,
+        )  # fmt: skip
+
+
+def _last_line(text: str) -> str:
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), '')
 
 
 def check_forward(model: torch.nn.Module, input_size: tuple[int, int, int], batch_size: int, train: bool) -> None:

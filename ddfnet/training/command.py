@@ -10,7 +10,7 @@ import sys
 from timm.utils import distribute_bn
 
 from ddfnet.config import TrainConfig, load_train_config
-from ddfnet.config.unused import remarks
+from ddfnet.config.unused import remark_on_average, remarks
 from ddfnet.counting import count_params
 from ddfnet.data import stop_workers
 from ddfnet.distributed import Processes, start_processes, stop_processes
@@ -53,6 +53,9 @@ def train(config: TrainConfig) -> None:
             for remark in remarks(here, first_learning_rate(config, processes.world_size)):
                 print(f'warning: {remark}', file=sys.stderr)
         components = build_components(config, processes)
+        steps = components.num_epochs * components.train_loader.updates_per_epoch
+        if processes.is_primary and (remark := remark_on_average(config, steps)):
+            print(f'warning: {remark}', file=sys.stderr)
         if config.run.dry_run:
             dry_run(components, processes)
             return

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ddfnet.config import load_train_config, load_validate_config
-from ddfnet.config.unused import remarks
+from ddfnet.config.unused import remark_on_average, remarks
 from ddfnet.errors import UserError
 from ddfnet.training import command
 from ddfnet.training.preflight import check_before_start
@@ -104,12 +104,49 @@ def test_mistakes_that_need_torch_or_timm_to_be_seen(run_command, tmp_path, caps
     assert not (tmp_path / 'out').exists()
 
 
-def test_missing_compiler_is_named(run_command, capsys):
-    with torch._inductor.config.patch({'cpp.cxx': ('/no/such/compiler',)}):
+@pytest.mark.parametrize(
+    ('script', 'part'),
+    [(None, '/compiler'), ('echo broken for good >&2; exit 1', '(broken for good)'), ('exit 1', '/compiler')],
+)
+def test_compiler_that_is_missing_or_fails_is_named(run_command, capsys, tmp_path, script, part):
+    compiler = tmp_path / 'compiler'
+    if script:
+        compiler.write_text(f'#!/bin/sh\n[ "$1" = --version ] && exit\n{script}\n')
+        compiler.chmod(0o755)
+    with torch._inductor.config.patch({'cpp.cxx': (str(compiler),)}):
         assert run_command(command.main, *TINY_RUN, '--device', 'cpu', '--torchcompile', '--dry-run') == 2
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith('error: --torchcompile inductor needs a C++ compiler on a CPU (')
-    assert '/no/such/compiler' in error
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith('error: --torchcompile inductor needs a C++ compiler that works on a CPU (')
+    assert part in error
+
+
+@pytest.mark.parametrize(
+    'policy', ['rand-zz', 'rand-m', 'rand-m7-w0', 'rand-n0', 'rand-mstdinf', 'rand-tnothing', 'rand-p2', 'random-m7',
+               'v1', 'original-m9', 'augmix-d-1', 'augmix-n3', 'rand-', '3a-mstd']
+)  # fmt: skip
+def test_policies_that_timm_would_skip_in_part_are_refused(policy):
+    with pytest.raises(UserError, match=f'--aa: expected rand-mX-nY-mstdZ-incW .*; got {policy!r}'):
+        load_train_config(['DATA', '--aa', policy])
+
+
+@pytest.mark.parametrize(
+    'policy', ['rand', 'rand-m9-n3-mstd0.5-inc1', 'rand-mstd1-tweights-p0.5-mmax15', 'rand-m6-t3aw', 'original-mstd0.5',
+               'originalr', 'v0', 'v0r', '3a', 'augmix', 'augmix-m5-w4-d2-a0.5-b1-mstd1', 'none']
+)  # fmt: skip
+def test_policies_of_timm_are_taken(policy):
+    assert load_train_config(['DATA', '--aa', policy]).augmentation.aa == (None if policy == 'none' else policy)
+
+
+def test_average_that_cannot_forget_its_start_is_remarked():
+    short = load_train_config(['DATA', '--model-ema'])
+    assert remark_on_average(short, 100) == (
+        '--model-ema-decay 0.9998 leaves 98 % of the first weights in the average after the 100 optimiser steps of the '
+        'run: lower it, or add --model-ema-warmup'
+    )
+    assert remark_on_average(short, 20_000) is None
+    assert remark_on_average(load_train_config(['DATA', '--model-ema', '--model-ema-warmup']), 100) is None
+    assert remark_on_average(load_train_config(['DATA', '--model-ema', '--model-ema-decay', '0.9']), 100) is None
+    assert remark_on_average(load_train_config(['DATA']), 100) is None
 
 
 @pytest.mark.parametrize(
@@ -200,9 +237,11 @@ def test_nothing_is_remarked_of_what_resuming_automatically_needs():
 
 def test_run_says_its_remarks_first(run_command, tmp_path, capsys):
     flags = ('--output', tmp_path / 'out', '--dry-run', '--decay-rate', '0.5', '--no-aug', '--vflip', '0.1')
-    assert run_command(command.main, *TINY_RUN, *flags) == 0
+    assert run_command(command.main, *TINY_RUN, *flags, '--model-ema') == 0
     said = 'warning: --vflip has no effect with --no-aug\nwarning: --decay-rate has no effect with --sched cosine\n'
-    assert said in capsys.readouterr().err
+    errors = capsys.readouterr().err
+    assert said in errors
+    assert 'warning: --model-ema-decay 0.9998 leaves 100 % of the first weights in the average after the 18 ' in errors
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason='--device auto is not the CPU here')

@@ -142,7 +142,7 @@ def test_missing_compiler(run_command, capsys):
         assert run_command(inference_time.main, '--device', 'cpu', *flags) == 2
         captured = capsys.readouterr()
         wanted = 'error: --op compiled' if '--op' in flags else 'error: --torchcompile inductor'
-        assert captured.err.startswith(f'{wanted} needs a C++ compiler on a CPU (')
+        assert captured.err.startswith(f'{wanted} needs a C++ compiler that works on a CPU (')
         assert captured.out == ''
     with pytest.raises(UserError, match=r'^the compiled shifted sum needs a C\+\+ compiler'):
         Worker(load_inference_config([]), torch.device('cpu')).build(Job('compiled', 1, (1, 4, 5, 5)))

@@ -156,7 +156,6 @@ def test_image_folders_train(run_command, tmp_path, image_tree, capsys):
         (['--device', 'cuda:99'], "device 'cuda:99' cannot be used here"),
         (['--num-classes', '4'], 'the data has 10 classes, more than num-classes 4'),
         (['--mean', '0.5', '0.5'], 'mean takes one value, or one per channel (1), got [0.5, 0.5]'),
-        (['--aa', 'rand-m5-w0'], "cannot build the augmentation (aa 'rand-m5-w0')"),
         (['--model', 'resnet18.nonsense'], "model 'resnet18.nonsense': Invalid pretrained tag"),
         (
             ['--model', 'vit_tiny_patch16_224', '--model-kwargs', 'depth=1'],
