@@ -50,7 +50,12 @@ def dry_run(components: Components, processes: Processes) -> None:
     if processes.is_primary:
         print(yaml.safe_dump(repeatable(config), sort_keys=False))
         print(_sizes(components, processes))
-        print(f'into {directory.path}' + (f', going on from {checkpoint}' if checkpoint else ''))
+        own_name = config.run.experiment or (checkpoint and checkpoint.parent == directory.path)
+        print(
+            f'into {directory.path}'
+            + ('' if own_name else ', named by the time at which a run starts: --experiment gives a name')
+            + (f', going on from {checkpoint}' if checkpoint else '')
+        )
         print(f'\n{schedule_table(components)}\n', flush=True)
     if checkpoint:
         restore_run(components, checkpoint, processes)

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -54,11 +55,13 @@ class Monitor:
     def start_epoch(self, progress: Progress) -> None:
         self.epoch = progress.epoch
         self.resumed = progress.step > 0
-        self._mark(progress.step, 0, 0, 0.0)
+        self._mark(progress.step, 0.0, progress.loss_sum, progress.nonfinite, 0, 0)
 
-    def _mark(self, step: int, correct: int, labelled: int, data_seconds: float) -> None:
+    def _mark(
+        self, step: int, data_seconds: float, loss_sum: float, nonfinite: int, correct: int, labelled: int
+    ) -> None:
         """Where the next line's averages begin."""
-        self.marked = time.perf_counter(), step, correct, labelled, data_seconds
+        self.marked = time.perf_counter(), step, data_seconds, loss_sum, nonfinite, correct, labelled
 
     def step(self, report: StepReport) -> None:
         """Reports a logging step. Of other steps only the count is shown, on a terminal; none waits for the device."""
@@ -78,26 +81,28 @@ class Monitor:
             self.events.scalars({f'step/{name}': value for name, value in values.items()}, steps_done)
 
     def _read(self, report: StepReport) -> dict[str, float | None]:
-        """Values of a logging step; rates and top-1 since the last one."""
-        loss, norm, correct = report.loss.item(), report.grad_norm.item(), int(report.correct)
-        then, step, correct_then, labelled_then, data_then = self.marked
+        """Values of a logging step; rates, loss and top-1 since the last one."""
+        loss_sum, norm = report.loss_sum.item(), report.grad_norm.item()
+        nonfinite, correct = int(report.nonfinite), int(report.correct)
+        then, step, data_then, loss_then, nonfinite_then, correct_then, labelled_then = self.marked
         if self.resumed:  # reading a stream up to where it goes on is no training
             skipped, self.resumed = self.loader.skip_seconds, False
             then, data_then, self.start_time = then + skipped, data_then + skipped, self.start_time + skipped
         seconds = max(time.perf_counter() - then, 1e-9)
         labelled = report.labelled - labelled_then
+        batches = (report.step - step - (nonfinite - nonfinite_then)) * report.accumulation  # of steps that were taken
         memory = memory_in_use(self.device)
         values = {
-            'loss': loss,
+            'loss': (loss_sum - loss_then) / batches if batches else math.nan,
             'top1': 100 * (correct - correct_then) / labelled if labelled else None,
             'samples_per_s': (report.step - step) * self.loader.samples_per_step / seconds,
             'waiting_for_data_percent': 100 * (report.data_seconds - data_then) / seconds,
             'lr': report.lr,
             'grad_norm': norm,
-            'nonfinite': int(report.nonfinite),
+            'nonfinite': nonfinite,
             'memory_gb': memory / 1e9 if memory is not None else None,
         }
-        self._mark(report.step, correct, report.labelled, report.data_seconds)
+        self._mark(report.step, report.data_seconds, loss_sum, nonfinite, correct, report.labelled)
         return values
 
     def _text(self, values: Mapping[str, float | None], steps_done: int) -> str:

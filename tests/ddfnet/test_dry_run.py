@@ -1,5 +1,6 @@
 """`--dry-run` on every recipe: it prints what would run, and leaves nothing."""
 
+import struct
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,26 @@ CONFIGS = sorted((Path(__file__).parents[2] / 'configs').glob('*.yaml'))
 SMALL = ['-b', '4', '--grad-accum-steps', '1', '-vb', '4', '-j', '0', '--device', 'cpu']
 
 
+def fashion_mnist(root):
+    """A few images in the files of Fashion-MNIST."""
+    raw = root / 'FashionMNIST' / 'raw'
+    raw.mkdir(parents=True)
+    for split, count in (('train', 8), ('t10k', 4)):
+        labels = [number % 10 for number in range(count)]
+        images = bytes(range(count)) * (28 * 28)
+        (raw / f'{split}-images-idx3-ubyte').write_bytes(struct.pack('>4i', 0x803, count, 28, 28) + images)
+        (raw / f'{split}-labels-idx1-ubyte').write_bytes(struct.pack('>2i', 0x801, count) + bytes(labels))
+    return root
+
+
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
 def test_every_recipe(run_command, tmp_path, image_tree, capsys, path):
     flags = [*SMALL, '-c', path, '--output', tmp_path / 'out']
-    if load_train_config(['-c', str(path), 'DATA']).data.dataset != 'digits':
-        flags += [image_tree(classes=2, per_class=4), '--dataset', '', '--img-size', '64']
+    dataset = load_train_config(['-c', str(path), 'DATA']).data.dataset
+    if dataset == 'torch/fashion_mnist':
+        flags += [fashion_mnist(tmp_path / 'data')]
+    elif not dataset:
+        flags += [image_tree(classes=2, per_class=4), '--img-size', '64']
     assert run_command(command.main, *flags, '--dry-run') == 0
     settings, _, rest = capsys.readouterr().out.partition('\n\n')
     assert yaml.safe_load(settings)['model'] == load_train_config(['-c', str(path), 'DATA']).model.model
@@ -73,3 +89,10 @@ def test_checkpoint_to_go_on_from_is_read(run_command, tmp_path, capsys):
     assert run_command(command.main, *flags, '--experiment', 'a', '--resume', 'auto', '--dry-run') == 0
     assert f'going on from {tmp_path / "out" / "a" / "last.pth.tar"}' in capsys.readouterr().out
     assert (tmp_path / 'out' / 'a' / 'last.pth.tar').read_bytes() == before
+
+
+def test_folder_without_a_name_is_marked(run_command, tmp_path, capsys):
+    marked = ', named by the time at which a run starts: --experiment gives a name'
+    for name in ([], ['--experiment', 'a']):
+        assert run_command(command.main, *TINY_RUN, '--output', tmp_path, '--dry-run', *name) == 0
+        assert (marked in capsys.readouterr().out) != bool(name)

@@ -47,7 +47,9 @@ def test_events_hold_scalars_of_epochs_and_of_logging_steps(run, events):
     with open(run / 'summary.csv', newline='') as file:
         last = list(csv.DictReader(file))[-1]
     assert events.Scalars('train/loss')[-1].value == pytest.approx(float(last['train/loss']))
-    assert events.Scalars('step/loss')[-1].value == pytest.approx(float(last['train/loss']))
+    for name in ('loss', 'top1'):  # of the images since the last line, so that lines of 4 and 2 steps make the epoch
+        first, second = (event.value for event in events.Scalars(f'step/{name}')[-2:])
+        assert (4 * first + 2 * second) / 6 == pytest.approx(float(last[f'train/{name}']))
 
 
 def test_events_hold_pictures(events):
