@@ -266,6 +266,18 @@ def test_training_loops(run):
     (case,) = stored['rows'][0]['cases']
     assert set(case['times']) == {'train.py', 'bare'}
     assert case['value'] > 0
+    assert case['note'].startswith('processor time ')
+
+
+def test_turns_of_loops_compare_neighbours_in_time():
+    order = []
+    turns = training_loop.take_short_turns(
+        {name: lambda name=name: order.append(name) for name in ('train.py', 'bare')}, 1e-9, 3
+    )
+    assert order[-6:] == ['train.py', 'bare', 'bare', 'train.py', 'train.py', 'bare']
+    epochs = [training_loop.Epoch(wall, 0.0) for wall in (1.0, 10.0, 100.0)]  # a machine that gets slower
+    turns = {'train.py': [training_loop.Epoch(1.01 * epoch.wall, 0.0) for epoch in epochs], 'bare': epochs}
+    assert training_loop._quartiles(turns, lambda epoch: epoch.wall) == pytest.approx((1.01,) * 3)
 
 
 def test_loop_that_trains_otherwise_gets_no_ratio(run, monkeypatch):
