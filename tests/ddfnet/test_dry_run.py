@@ -34,6 +34,7 @@ def test_every_recipe(run_command, tmp_path, image_tree, capsys, path):
         flags += [fashion_mnist(tmp_path / 'data')]
     elif not dataset:
         flags += [image_tree(classes=2, per_class=4), '--img-size', '64']
+        flags += ['--model-kwargs', 'channels=(8,8,16,16)', 'layers=(1,1,1,1)']  # tests of models have them whole
     assert run_command(command.main, *flags, '--dry-run') == 0
     settings, _, rest = capsys.readouterr().out.partition('\n\n')
     assert yaml.safe_load(settings)['model'] == load_train_config(['-c', str(path), 'DATA']).model.model

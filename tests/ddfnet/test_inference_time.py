@@ -46,7 +46,7 @@ def test_operations(run_command, capsys, tmp_path, train):
         assert (record['error'] != '') == (record['name'] in ('ddf', 'unfold', 'shifted'))
 
 
-@pytest.mark.parametrize('flags', [[], ['--train'], ['--amp', '--channels-last']], ids=' '.join)
+@pytest.mark.parametrize('flags', [[], ['--train', '--amp', '--channels-last']], ids=' '.join)
 def test_models(run_command, capsys, tmp_path, flags):
     files = ['--json', tmp_path / 'x.json', '--plot', tmp_path / 'x.png']
     names = ['ddf_mul_resnet26', 'resnet26']
