@@ -45,7 +45,7 @@ def _representatives(recorder: Recorder) -> list[Launch]:
     for work in (*_WORKED, _STRIDED, _HALF, _SINGLE, _GENERAL):
         for launch in (*recorder.forward(work), *recorder.filter_gradients(work)):
             chosen.setdefault(launch.kernel, launch)
-    order = ('gather', 'filter', 'channel', 'spatial', 'finish')
+    order = ('gather', 'filter', 'finish')
     return sorted(chosen.values(), key=lambda launch: order.index(launch.kernel.name.partition('_')[0]))
 
 

@@ -1,5 +1,5 @@
-// A program of a few small calls in float32, for ThreadSanitizer: contiguous and channels_last, normalised, with the
-// gradients. Exit status 0, or what the sanitizer says.
+// A program of a few small calls in float32, for ThreadSanitizer: contiguous and channels_last, of a kernel that is
+// compiled and one that is not, normalised, with the gradients. Exit status 0, or what the sanitizer says.
 #include <algorithm>
 #include <cstdio>
 #include <vector>
@@ -8,7 +8,7 @@
 
 namespace {
 
-constexpr int64_t kBatch = 2, kChannels = 8, kHeight = 5, kWidth = 8, kTaps = 9;
+constexpr int64_t kBatch = 2, kChannels = 8, kHeight = 5, kWidth = 8;
 
 ddf::Array map_of(std::vector<float>& values, int64_t channels, bool channels_last) {
   const int64_t image = channels * kHeight * kWidth;
@@ -18,8 +18,9 @@ ddf::Array map_of(std::vector<float>& values, int64_t channels, bool channels_la
   return {values.data(), image, kHeight * kWidth, kWidth, 1};
 }
 
-bool run(bool channels_last) {
-  std::vector<float> input, output, grad_input, spatial, grad_spatial, channel(kBatch * kChannels * kTaps, 0.25f);
+bool run(int64_t kernel_size, bool channels_last) {
+  const int64_t taps = kernel_size * kernel_size;
+  std::vector<float> input, output, grad_input, spatial, grad_spatial, channel(kBatch * kChannels * taps, 0.25f);
   std::vector<float> grad_channel(channel);
   ddf::Call call{};
   call.dtype = ddf::Dtype::float32;
@@ -27,17 +28,17 @@ bool run(bool channels_last) {
   call.channels = kChannels;
   call.height = call.out_height = kHeight;
   call.width = call.out_width = kWidth;
-  call.kernel_size = 3;
+  call.kernel_size = kernel_size;
   call.dilation = call.stride = call.head = 1;
   call.normalize = true;
   call.norm_gain = 0.5;
   call.input = map_of(input, kChannels, channels_last);
   call.output = map_of(output, kChannels, channels_last);
   call.grad_input = map_of(grad_input, kChannels, channels_last);
-  call.spatial_filter = map_of(spatial, kTaps, channels_last);
-  call.grad_spatial = map_of(grad_spatial, kTaps, channels_last);
-  call.channel_filter = {channel.data(), kChannels * kTaps, kTaps, 3, 1};
-  call.grad_channel = {grad_channel.data(), kChannels * kTaps, kTaps, 3, 1};
+  call.spatial_filter = map_of(spatial, taps, channels_last);
+  call.grad_spatial = map_of(grad_spatial, taps, channels_last);
+  call.channel_filter = {channel.data(), kChannels * taps, taps, kernel_size, 1};
+  call.grad_channel = {grad_channel.data(), kChannels * taps, taps, kernel_size, 1};
   std::vector<double> workspace(ddf::cuda::filter_gradients_workspace(call) / sizeof(double) + 1);
   for (const char* failure : {ddf::cuda::forward(call, nullptr), ddf::cuda::input_gradient(call, nullptr),
                               ddf::cuda::filter_gradients(call, workspace.data(), nullptr)}) {
@@ -51,4 +52,4 @@ bool run(bool channels_last) {
 
 }  // namespace
 
-int main() { return run(false) && run(true) ? 0 : 1; }
+int main() { return run(3, false) && run(3, true) && run(9, false) ? 0 : 1; }

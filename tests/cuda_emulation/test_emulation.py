@@ -17,11 +17,15 @@ from . import library
 
 PLANES = Case((2, 8, 9, 16), 3)
 PIXELS = Case((2, 16, 9, 16), 3, channels_last=True, norm_gain=0.5)
+GENERAL = Case((2, 18, 7, 9), 9, norm_gain=0.5)
+GENERAL_SUMS = 'filter_gradients_general.cuh'
 BARRIER = '  __syncthreads();\n'
 FAULTS = {
     'no barrier after the filters of planes': ('gather_planes.cuh', BARRIER, '', PLANES, 'nan'),
     'no barrier after the filters of pixels': ('gather_pixels.cuh', f'taps);\n{BARRIER}', 'taps);\n', PIXELS, 'nan'),
     'no barrier of a warp': ('filter_gradients_planes.cuh', '  __syncwarp();\n', '', PLANES, 'nan'),
+    'no barrier of a warp above 7 by 7': (GENERAL_SUMS, '      __syncwarp();\n', '', GENERAL, 'nan'),
+    'sums of the pixels before not added': (GENERAL_SUMS, 'of_channel + total', 'total', GENERAL, 'wrong'),
     'vectors read one pixel off': (
         *('gather_planes.cuh', 'row, x + part * VEC, width', 'row, x + 1 + part * VEC, width'),
         *(PLANES, 'misaligned access of 16 bytes'),
@@ -123,7 +127,7 @@ def test_read_beyond_the_map_is_noticed_by_the_sanitizer(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('fault', [None, 'no barrier after the filters of planes', 'no barrier of a warp'])
+@pytest.mark.parametrize('fault', [None, *(name for name in FAULTS if name.startswith('no barrier'))])
 def test_thread_sanitizer(tmp_path, fault):
     copy_sources(tmp_path)
     if fault is not None:

@@ -110,11 +110,32 @@ def test_extreme_sizes(emulation, case):
         torch.testing.assert_close(result, expected)
 
 
-def test_gradients_are_those_of_the_operation(emulated_ddf, make_arguments):
-    for kernel_combine, norm_gain, stride in (('mul', None, 1), ('add', 0.5, 2), ('mul', 0.5, 2)):
+def test_gradients_are_those_of_the_operation(emulation, emulated_ddf, make_arguments):
+    for (kernel_combine, norm_gain, stride), limits in itertools.product(
+        (('mul', None, 1), ('add', 0.5, 2), ('mul', 0.5, 2)), (LIMITS[0], LIMITS[-1])
+    ):
         tensors = make_arguments(batch=2, channels=4, height=5, width=6, stride=stride, head=2, channel_batch=1)
         settings = 1, stride, 2, kernel_combine, norm_gain
-        assert torch.autograd.gradcheck(lambda *tensors, s=settings: emulated_ddf(*tensors, *s), tensors)
+        with emulation.limits(**limits):
+            assert torch.autograd.gradcheck(lambda *tensors, s=settings: emulated_ddf(*tensors, *s), tensors)
+
+
+@pytest.mark.parametrize('kernel_combine', ['mul', 'add'])
+def test_gradients_of_kernels_above_7(emulated_ddf, make_arguments, kernel_combine):
+    tensors = make_arguments(batch=1, channels=2, height=4, width=3, kernel_size=9)
+    assert torch.autograd.gradcheck(lambda *tensors: emulated_ddf(*tensors, 1, 1, 1, kernel_combine, 0.5), tensors)
+
+
+@pytest.mark.parametrize('limits', [LIMITS[0], LIMITS[-1]], ids=str)
+@pytest.mark.parametrize('kernel_size', [3, 9])
+@pytest.mark.parametrize('channels_last', [False, True])
+def test_one_kernel_reads_the_maps_for_both_filters(emulation, channels_last, kernel_size, limits):
+    case = Case((2, 16, 9, 8), kernel_size, channels_last=channels_last, norm_gain=0.5)
+    tensors = case.tensors(torch.float32)
+    with emulation.limits(**limits):
+        before = emulation.launches
+        emulation.filter_gradients(*tensors, *case.settings)
+    assert emulation.launches - before == 3  # two more add the partial sums
 
 
 @settings(max_examples=60, **FUZZ)
@@ -162,8 +183,9 @@ def test_equal_taps(emulation, dtype, kernel_combine):
             torch.testing.assert_close(result, expected, rtol=0, atol=atol)
 
 
+@pytest.mark.parametrize('limits', [LIMITS[0], LIMITS[-1]], ids=str)
 @pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last], ids=str)
-def test_sums_over_large_maps_round_little(emulation, memory_format):
+def test_sums_over_large_maps_round_little(emulation, memory_format, limits):
     generator = torch.Generator().manual_seed(0)
     # all of one sign: a sum of floats taken one after another is off by more than that
     grad, input = (
@@ -171,7 +193,8 @@ def test_sums_over_large_maps_round_little(emulation, memory_format):
     )
     filters = torch.rand(1, 32, 3, 3, generator=generator), torch.rand(1, 9, 28, 28, generator=generator)
     values = 1, 1, 1, 'mul', None
-    found = emulation.filter_gradients(grad, input, *filters, *values)
+    with emulation.limits(**limits):
+        found = emulation.filter_gradients(grad, input, *filters, *values)
     exact = reference.filter_gradients(*(tensor.double() for tensor in (grad, input, *filters)), *values)
     for gradient, expected in zip(found, exact):
         assert (gradient - expected).abs().max() <= 1e-6 * expected.abs().max()

@@ -58,6 +58,25 @@ void cut_pixels(FilterGradients& f, int vector) {
   g.tiles = static_cast<int>(divide_up(plane, f.tile_pixels));
 }
 
+inline int64_t general_blocks(const FilterGradients& f) {
+  const Gather& g = f.at;
+  return g.batch * g.tiles * g.heads * g.groups_per_head * general_parts(g.kernel_size * g.kernel_size);
+}
+
+// A tile is a run of pixels, a group all channels of a head: smaller ones ask for more partial sums, and are taken where
+// there would be too few blocks.
+inline void cut_general(FilterGradients& f) {
+  Gather& g = f.at;
+  g.groups_per_head = 1;
+  for (f.tile_pixels = kLargestTile;; f.tile_pixels /= 2) {
+    g.tiles = static_cast<int>(divide_up(g.height * g.width, f.tile_pixels));
+    if (f.tile_pixels <= kWarp || general_blocks(f) >= limits.blocks / 2) break;
+  }
+  g.group = static_cast<int>(choose_group(g.head_channels, kSmallestSum, g.head_channels, limits.blocks / 2,
+                                          [&](int64_t groups) { return general_blocks(f) * groups; }));
+  g.groups_per_head = static_cast<int>(divide_up(g.head_channels, g.group));
+}
+
 template <typename T>
 Pass choose_pass(const Gather& g) {
   const int64_t plane = divide_up(g.height * g.width, kSmallestSum);
@@ -98,6 +117,7 @@ FilterPlan plan_filter_gradients(const Call& call) {
   const int k = static_cast<int>(g.kernel_size), vector = vector_length(sizeof(T), sizeof(A), k);
   if (g.batch * g.channels * plane > 0) {
     plan.pass = choose_pass<T>(g);
+    if (plan.pass == Pass::general) cut_general(f);
     if (plan.pass == Pass::pixels) cut_pixels<T>(f, vector);
     if (plan.pass == Pass::planes) cut_planes<T>(g, 1);
     if (plan.pass == Pass::half_vector_planes) cut_planes<T>(g, half_vector_length(sizeof(T), k));
@@ -146,14 +166,10 @@ const char* launch_sums(const FilterPlan& plan, void* stream) {
     with_kernel_size(g.kernel_size, [&](auto k) { status = launch_compiled_sums<T, k()>(plan, stream); });
     return status;
   }
-  const int64_t most = std::min(64 * limits.blocks, limits.grid);
-  const char* status =
-      launch(channel_sums_general<T>, std::min(g.batch * g.channels * taps, most), dim3(kGeneralThreads),
-             kGeneralThreads * sizeof(Accumulator<T>), stream, f);
-  if (status != nullptr) return status;
-  const int64_t elements = g.batch * g.heads * taps * plane;
-  return launch(spatial_sums_general<T>, std::min(divide_up(elements, kGeneralThreads), most), dim3(kGeneralThreads), 0,
-                stream, f);
+  const int64_t warps = general_warps(taps), most = std::min(64 * limits.blocks, limits.grid);
+  return launch(filter_gradients_general<T>, std::min(general_blocks(f), most),
+                dim3(kWarp, static_cast<unsigned>(warps)), warps * kGeneralRows * kPitch * sizeof(Accumulator<T>), stream,
+                f);
 }
 
 template <typename T>

@@ -16,6 +16,7 @@ inline constexpr int kFilterBytes = 8 << 10;    // of shared memory, for their f
 inline constexpr int kLargestSum = 128;         // channels, or pixels, that a block adds up for the filters' gradients
 inline constexpr int kSmallestSum = 16;         // fewer would write more partial sums than they read of the maps
 inline constexpr int kSumBytes = 16 << 10;      // of shared memory, for the filters of those
+inline constexpr int kLargestTile = 1024;       // pixels that a block of the general kernel adds up for them
 inline constexpr int kGeneralThreads = 256;
 inline constexpr int kWarp = 32;
 inline constexpr int64_t kSharedBytes = 48 << 10;  // that a block may have on every architecture without asking
@@ -24,7 +25,8 @@ inline constexpr int64_t kSharedBytes = 48 << 10;  // that a block may have on e
 inline constexpr int kRegisterKernel = 3;
 inline constexpr int kScalarRegisterKernel = 5;  // where a thread owns a single pixel
 
-// Elements of 16 stored bytes; with taps in shared memory, of 16 accumulated bytes, since arithmetic bounds those.
+// Elements of 16 stored bytes; above kRegisterKernel, of 16 accumulated bytes: arithmetic bounds those, and what the
+// filters' gradients keep for 8 halves would not fit in registers (docs/cuda.md).
 constexpr int vector_length(int stored_bytes, int accumulated_bytes, int kernel_size) {
   return kVectorBytes / (kernel_size <= kRegisterKernel ? stored_bytes : accumulated_bytes);
 }
