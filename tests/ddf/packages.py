@@ -76,7 +76,7 @@ def start(folder: Path, *arguments: object, **environment: str) -> subprocess.Po
     )
 
 
-def run(folder: Path, *arguments: object, timeout: float = 300, **environment: str) -> tuple[int, str, str]:
+def run(folder: Path, *arguments: object, timeout: float = 1200, **environment: str) -> tuple[int, str, str]:
     """Exit status, output and errors of `start`."""
     process = start(folder, *arguments, **environment)
     output, errors = process.communicate(timeout=timeout)
