@@ -34,6 +34,7 @@ def make(measured: Measured, recorder: Recorder, release: str) -> dict[str, str]
         tables[f'sm_{name.replace(".", "")}'] = _resources(name, measured[architecture], launches)
     tables['gather'] = _gather_table(recorder)
     tables['filter-gradients'] = _filter_table(recorder)
+    tables['passes'] = _passes(recorder)
     tables['official'] = _official()
     tables['predictions'] = _predictions(recorder)
     return tables
@@ -84,8 +85,23 @@ def _filter_table(recorder: Recorder) -> str:
     return _table(head, rows)
 
 
+def _passes(recorder: Recorder) -> str:
+    head = ('dtype', 'pass', 'must move', 'these kernels', 'shifted sum, at least', 'official, at least')
+    rows = []
+    for dtype in ('float32', 'float16'):
+        work = Work(CHECKED, dtype)
+        forward, filters = traffic.forward_bytes(work), traffic.filter_gradient_bytes(work)
+        least = (forward, forward, filters)
+        ours = (forward, forward, filters + 2 * recorder.workspace(work))
+        columns = (least, ours, least, traffic.official_least(work))
+        for name, *counts in zip(('forward', 'gradient of `input`', "filters' gradients"), *columns):
+            rows.append((dtype, name, *map(_mb, counts)))
+    return _table(head, rows)
+
+
 def _official() -> str:
-    head = ('map', 'operation', 'latency as published', 'must move', 'so at least', 'of the published bandwidth')
+    head = ('map', 'operation', 'latency as published', 'must move', 'can have moved at most', 'so at least',
+            'of the published bandwidth')  # fmt: skip
     rows = []
     for side, name, latency in _PUBLISHED:
         work = Work((32, 256, side, side))
@@ -93,7 +109,8 @@ def _official() -> str:
         must = traffic.forward_bytes(work) if name == 'DDF' else depthwise
         rate = must / latency * 1e3
         share = f'{rate / _PUBLISHED_BANDWIDTH:.0%}'
-        rows.append((_named(work)[0], name, f'{latency} ms', _mb(must), f'{rate / 1e9:.0f} GB/s', share))
+        most = latency * 1e-3 * _PUBLISHED_BANDWIDTH
+        rows.append((_named(work)[0], name, f'{latency} ms', _mb(must), _mb(most), f'{rate / 1e9:.0f} GB/s', share))
     return _table(head, rows)
 
 
@@ -127,7 +144,7 @@ def _named(work: Work) -> tuple[str, str, str]:
     return 'x'.join(map(str, work.size)), _LAYOUTS[work.channels_last], work.dtype
 
 
-def _mb(count: int) -> str:
+def _mb(count: float) -> str:
     return f'{count / 1e6:.1f} MB'
 
 

@@ -120,6 +120,25 @@ def inductor_traffic(work: Work) -> int:
     return work.element * batch * elements
 
 
+def official_least(work: Work) -> tuple[int, int, int]:
+    """Bytes of memory that the official kernels move at least: forward, gradients of the input, and of the filters.
+
+    Each tensor once, and for halves the casts around the kernels: these read halves and write float32 before forward;
+    the result stays float32, and so does its gradient, while the other gradients are cast back.
+    """
+    if work.dtype == 'float32':
+        return forward_bytes(work), forward_bytes(work), filter_gradient_bytes(work)
+    batch, channels = work.size[:2]
+    source, result = math.prod(work.size), math.prod(work.out_size)
+    filters = batch * TAPS * (channels + math.prod(work.out_size[2:]))
+    cast = work.element + 4  # bytes of an element that is cast
+    return (
+        (cast + 4) * (source + filters) + 4 * result,
+        (4 + cast) * source + 4 * (result + filters),
+        4 * (source + result + filters) + (4 + cast) * filters,
+    )
+
+
 def multiply_adds(work: Work) -> int:
     """Of forward: the two filters' taps are combined, and then applied."""
     return 2 * TAPS * math.prod(work.out_size)
