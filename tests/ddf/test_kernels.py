@@ -51,6 +51,23 @@ def test_small_maps_of_many_channels(case, dtype):
     assert_agrees(case, dtype)
 
 
+# contiguous maps of larger kernels whose rows fill whole vectors, the widest there are
+WIDE_ROWS = [
+    Case((2, 8, 11, 30), 5),
+    Case((2, 12, 9, 48), 7, dilation=2, head=3, kernel_combine='add'),
+    Case((3, 4, 15, 14), 7, norm_gain=0.5),
+    Case((1, 4, 2, 200), 5, dilation=3, kernel_combine='add', norm_gain=0.5),
+    Case((2, 16, 40, 61), 7, dilation=13),
+    Case((2, 4, 70, 28), 5, filters='batch 1'),
+    Case((2, 4, 17, 32), 7, filters='expanded'),
+]
+
+
+@pytest.mark.parametrize('case', WIDE_ROWS, ids=str)
+def test_wide_rows_of_larger_kernels(case):
+    assert_agrees(case, torch.float32)
+
+
 @pytest.mark.parametrize('kernel_combine', ['mul', 'add'])
 @pytest.mark.parametrize('kernel_size', [1, 3, 5, 7, 9])
 def test_small_sizes(kernel_size, kernel_combine):
@@ -91,7 +108,7 @@ DETERMINISM = [
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize('case', [*DETERMINISM, *SMALL_MAPS[:3]], ids=str)
+@pytest.mark.parametrize('case', [*DETERMINISM, *SMALL_MAPS[:3], *WIDE_ROWS[:3]], ids=str)
 def test_results_do_not_depend_on_run_or_number_of_threads(case, dtype):
     tensors, threads = case.tensors(dtype), torch.get_num_threads()
     try:

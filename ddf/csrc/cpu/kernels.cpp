@@ -5,6 +5,7 @@
 #include "pixels_gather.h"
 #include "planes_filter_gradients.h"
 #include "planes_gather.h"
+#include "row_tiles_gather.h"
 #include "transposed.h"
 #include "whole_planes_filter_gradients.h"
 #include "whole_planes_gather.h"
@@ -45,6 +46,8 @@ void gather(const Call& call, const AxisSet& rows, const AxisSet& columns, const
   };
   if (has_pixels<T>(call, source) && has_pixels<T>(call, output)) {
     gather_pixels(call, source, output);
+  } else if (gathers_row_tiles<T>(call, rows, columns, source, output)) {
+    gather_row_tiles(call, rows[0], columns[0], source, output);
   } else if (gathers_whole_planes<T>(call, rows, columns, source, output)) {
     gather_whole_planes<T>(call, rows[0], columns[0], source, output);
   } else if (gathers_transposed<T>(call, columns, source, output)) {
