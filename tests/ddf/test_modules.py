@@ -8,6 +8,7 @@ import torch
 from ddf import DDFPack, DDFUpPack, FilterNorm, ddf
 
 HALVES = [torch.float16, torch.bfloat16]
+CHANNELS_LAST_TOO = pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last], ids=str)
 
 
 @pytest.mark.parametrize('dtype', [*HALVES, torch.float32])
@@ -110,6 +111,25 @@ def test_channel_branch_calls_layers_that_were_replaced(index, layer):
     branch, x = DDFPack(8, se_ratio=1 if index == 3 else 0.2).channel_branch, torch.randn(2, 8, 5, 3)
     branch[index] = layer
     torch.testing.assert_close(branch(x), torch.nn.Sequential(*branch)(x))
+
+
+@CHANNELS_LAST_TOO
+def test_spatial_convolution_as_a_product_equals_the_module(memory_format):
+    pack = DDFPack(8).double()
+    x = torch.randn(2, 8, 5, 6).double().to(memory_format=memory_format).requires_grad_()
+    parameters = x, *pack.parameters()
+    product = pack(x)
+    seen = []
+    handle = pack.spatial_branch[0].register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    called = pack(x)
+    handle.remove()
+    assert len(seen) == 1
+    torch.testing.assert_close(product, called)
+    grad = torch.randn_like(product)
+    for found, expected in zip(
+        torch.autograd.grad(product, parameters, grad), torch.autograd.grad(called, parameters, grad)
+    ):
+        torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize('combine', ['mul', 'add'])
