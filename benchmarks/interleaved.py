@@ -3,8 +3,8 @@
 import os
 import statistics
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 
@@ -34,6 +34,32 @@ class Turns:
             for times, others in zip(self.rounds[name], self.rounds[baseline])
         ]
         return min(ratios), max(ratios)
+
+    def __add__(self, later: 'Turns') -> 'Turns':
+        """With the rounds of another visit to the same subjects."""
+        return Turns({name: rounds + later.rounds[name] for name, rounds in self.rounds.items()})
+
+
+@dataclass
+class Visits:
+    """Times cases, each as often as it is visited: a machine that is busy for seconds cannot spoil all visits of one.
+
+    Attributes:
+        seconds: Time for each subject in one visit.
+        rounds: Turns that it is divided into.
+    """
+
+    seconds: float
+    rounds: int
+    _turns: dict[Hashable, Turns] = field(default_factory=dict)
+
+    def take_turns(
+        self, case: Hashable, passes: Mapping[str, Pass], prepare: Callable[[str], object] | None = None
+    ) -> Turns:
+        """The turns of all visits to a case so far, this one included; arguments as of the function."""
+        turns = take_turns(passes, self.seconds, self.rounds, prepare)
+        self._turns[case] = self._turns[case] + turns if case in self._turns else turns
+        return self._turns[case]
 
 
 def take_turns(

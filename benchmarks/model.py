@@ -21,7 +21,7 @@ if not __package__:  # run as a script: measure the packages of this checkout, i
     sys.path[0] = str(Path(__file__).parents[1])
 
 from benchmarks import tables
-from benchmarks.interleaved import CPU, restart_with_warm_allocator
+from benchmarks.interleaved import CPU, Visits, restart_with_warm_allocator
 from benchmarks.network import NetworkBench
 from benchmarks.options import count, make_parser, parse
 from benchmarks.requirements import MODEL_ROWS
@@ -34,7 +34,7 @@ _MODELS = [f'ddf_{combine}_resnet{depth}' for combine in ('mul', 'add') for dept
 @command
 def main(argv: list[str]) -> None:
     """Prints case by case, then the table; exits with 1 where results were wrong."""
-    parser = make_parser(__doc__, MODEL_ROWS, seconds=6, rounds=6)
+    parser = make_parser(__doc__, MODEL_ROWS, seconds=3, rounds=3, visits=2)
     parser.add_argument(
         '--model', choices=_MODELS, default='ddf_mul_resnet50', help='the network (default: ddf_mul_resnet50)'
     )
@@ -47,10 +47,10 @@ def main(argv: list[str]) -> None:
         options.rows = [row for row in options.rows if row.key != 'compiled']
     torch.set_num_threads(options.num_threads)
     torch.manual_seed(0)
-    bench = NetworkBench(options.seconds, options.rounds, options.model, options.img_size)
+    bench = NetworkBench(Visits(options.seconds, options.rounds), options.model, options.img_size)
     method = (
-        f'{options.model} against {bench.baseline}, {options.img_size} pixels, {options.seconds:g} s of passes for '
-        f'each in {options.rounds} rounds, at least one pass a round; float32'
+        f'{options.model} against {bench.baseline}, {options.img_size} pixels, {options.visits} visits to every case, '
+        f'{options.seconds:g} s of passes for each in {options.rounds} rounds, at least one pass a round; float32'
     )
     tables.fill(tables.Report(environment(CPU), method), options, bench.measure)
 

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
 
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import ddfnet  # noqa: F401  registers the models
-from benchmarks.interleaved import take_turns
+from benchmarks.interleaved import Visits
 from benchmarks.requirements import Measurement, Setting
 from ddf import operators, reference
 from ddfnet.benchmarking.operations import relative_error
@@ -28,16 +28,15 @@ class NetworkBench:
     """Measures cases.
 
     Attributes:
-        seconds: Time for each network of a case.
-        rounds: Turns that it is divided into.
+        visits: Times the passes.
         model: Name of the DDF network.
         img_size: Side of its images in pixels.
     """
 
-    seconds: float
-    rounds: int
+    visits: Visits
     model: str
     img_size: int
+    _passes: dict[tuple[str, Setting], tuple[Pass, str]] = field(default_factory=dict)
 
     @property
     def baseline(self) -> str:
@@ -48,11 +47,13 @@ class NetworkBench:
         """Refused, without a time, where any result is wrong."""
         passes, faults = {}, []
         for name in (self.model, self.baseline):
-            passes[name], fault = self._pass(name, setting)
+            if (name, setting) not in self._passes:
+                self._passes[name, setting] = self._pass(name, setting)
+            passes[name], fault = self._passes[name, setting]
             faults += [f'{name}: {fault}'] if fault else []
         if faults:
             return Measurement(str(setting), fault='; '.join(faults), refused=True)
-        turns = take_turns(passes, self.seconds, self.rounds)
+        turns = self.visits.take_turns(setting, passes)
         names = self.model, self.baseline
         times = {name: turns.statistics(name) for name in names}
         return Measurement(str(setting), turns.ratio(*names), turns.spread(*names), times=times)

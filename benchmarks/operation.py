@@ -9,12 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import roofline
-from benchmarks.interleaved import CPU, Turns, take_turns
+from benchmarks.interleaved import CPU, Turns, Visits
 from benchmarks.requirements import Measurement
 from ddf import check, ddf, reference
 from ddf.check import Case
 from ddfnet.memory import peak_memory, storage_sizes
-from ddfnet.timing import Pass
 
 Results = Sequence[Tensor]
 
@@ -100,14 +99,12 @@ class OperationBench:
     """Measures cases; `measure` names one of the methods after it.
 
     Attributes:
-        seconds: Time for each subject of a case.
-        rounds: Turns that it is divided into.
+        visits: Times the passes.
         threads: Of torch, outside of the comparison of their numbers.
         limits: What the machine reaches.
     """
 
-    seconds: float
-    rounds: int
+    visits: Visits
     threads: int
     limits: roofline.Limits
     _disagreements: dict[tuple[Case, torch.dtype], str] = field(default_factory=dict)
@@ -124,7 +121,7 @@ class OperationBench:
     def forward(self, label: str, subjects: Subjects) -> Measurement:
         moved = roofline.moved_bytes(subjects.case)
         passes = {'ddf': subjects.forward, 'dw': subjects.depthwise_forward, 'copy': roofline.copy_pass(moved)}
-        turns = self._take_turns(passes)
+        turns = self.visits.take_turns(label, passes)
         time = turns.statistics('ddf').median
         measurement = _compared(label, turns, 'ddf', 'dw')
         measurement.roofline = {
@@ -134,7 +131,9 @@ class OperationBench:
         return measurement
 
     def backward(self, label: str, subjects: Subjects) -> Measurement:
-        turns = self._take_turns({'ddf': subjects.backward, 'dw': subjects.depthwise_backward})
+        turns = self.visits.take_turns(
+            (label, 'backward'), {'ddf': subjects.backward, 'dw': subjects.depthwise_backward}
+        )
         return _compared(label, turns, 'ddf', 'dw')
 
     def saved(self, label: str, subjects: Subjects) -> Measurement:
@@ -162,7 +161,7 @@ class OperationBench:
         return Measurement(label, peak, note=note)
 
     def bfloat16(self, label: str, half: Subjects, single: Subjects) -> Measurement:
-        turns = self._take_turns({'bfloat16': half.forward, 'float32': single.forward})
+        turns = self.visits.take_turns((label, 'bfloat16'), {'bfloat16': half.forward, 'float32': single.forward})
         return _compared(label, turns, 'bfloat16', 'float32')
 
     def threads_compared(self, label: str, subjects: Subjects) -> Measurement:
@@ -170,8 +169,10 @@ class OperationBench:
         if self.threads == 1:
             return Measurement(label, note='needs --num-threads of at least 2')
         try:
-            turns = self._take_turns(
-                dict.fromkeys(names, subjects.forward), lambda name: torch.set_num_threads(names[name])
+            turns = self.visits.take_turns(
+                (label, 'threads'),
+                dict.fromkeys(names, subjects.forward),
+                lambda name: torch.set_num_threads(names[name]),
             )
         finally:
             torch.set_num_threads(self.threads)
@@ -186,9 +187,6 @@ class OperationBench:
         if key not in self._disagreements:
             self._disagreements[key] = subjects.disagreement()
         return self._disagreements[key]
-
-    def _take_turns(self, passes: dict[str, Pass], prepare: Callable[[str], object] | None = None) -> Turns:
-        return take_turns(passes, self.seconds, self.rounds, prepare)
 
 
 def _compared(label: str, turns: Turns, name: str, baseline: str) -> Measurement:

@@ -19,8 +19,8 @@ class Parser(argparse.ArgumentParser):
         raise UserError(message)
 
 
-def make_parser(description: str | None, rows: Sequence[Row], seconds: float, rounds: int) -> Parser:
-    """With the flags that every benchmark takes; `seconds` and `rounds` are defaults."""
+def make_parser(description: str | None, rows: Sequence[Row], seconds: float, rounds: int, visits: int = 1) -> Parser:
+    """With the flags that every benchmark takes; `seconds`, `rounds` and `visits` are defaults."""
     parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     names = ' '.join(row.key for row in rows)
     parser.add_argument('--rows', nargs='+', default=None, metavar='ROW', help=f'rows to measure, of: {names}')
@@ -31,10 +31,17 @@ def make_parser(description: str | None, rows: Sequence[Row], seconds: float, ro
         type=positive,
         default=seconds,
         metavar='S',
-        help=f'time for each subject of a case (default: {seconds:g})',
+        help=f'time for each subject in one visit to a case (default: {seconds:g})',
     )
     parser.add_argument(
         '--rounds', type=count, default=rounds, metavar='N', help=f'turns it is divided into (default: {rounds})'
+    )
+    parser.add_argument(
+        '--visits',
+        type=count,
+        default=visits,
+        metavar='N',
+        help=f'times that all cases are measured, one after the other (default: {visits})',
     )
     parser.add_argument('--markdown', action='store_true', help='print the tables for a README instead of text')
     parser.add_argument('--json', default='', metavar='FILE', help='file for everything measured')
@@ -53,6 +60,7 @@ def parse(parser: Parser, argv: list[str], rows: Sequence[Row]) -> Any:
     if options.quick:
         options.rows = [dataclasses.replace(row, cases=row.cases[:1]) for row in options.rows]
         options.rounds = min(options.rounds, 3)
+        options.visits = 1
     check_targets({'--json': options.json}, {})
     return options
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from benchmarks.requirements import Measurement, Row, mean, verdict, worst
 
@@ -79,13 +79,10 @@ def fill(report: Report, options: Any, measure: Callable[[str, Any], Measurement
     stream = sys.stderr if options.markdown else sys.stdout
     print(*report.header(), sep='\n', file=stream, flush=True)
     try:
-        for row in options.rows:
-            print(f'\n{_row_text(row)}', file=stream, flush=True)
-            measurements: list[Measurement] = []
-            report.results.append((row, measurements))
-            for case in row.cases:
-                measurements.append(measure(row.measure, case))
-                print(_measurement_text(measurements[-1]), file=stream, flush=True)
+        for visit in range(options.visits):
+            if options.visits > 1:
+                print(f'\nvisit {visit + 1} of {options.visits}', file=stream, flush=True)
+            _visit(report, options.rows, measure, stream)
         report.complete = True
     finally:
         print(markdown(report) if options.markdown else f'\n{summary_text(report)}', flush=True)
@@ -94,6 +91,18 @@ def fill(report: Report, options: Any, measure: Callable[[str, Any], Measurement
     if any(one.refused for _, measurements in report.results for one in measurements):
         print('results differ: see the rows that are refused', file=sys.stderr)
         sys.exit(1)
+
+
+def _visit(report: Report, rows: Sequence[Row], measure: Callable[[str, Any], Measurement], stream: TextIO) -> None:
+    """Measures all cases once; what comes of a case takes the place of what an earlier visit left."""
+    for index, row in enumerate(rows):
+        print(f'\n{_row_text(row)}', file=stream, flush=True)
+        if index == len(report.results):
+            report.results.append((row, []))
+        measurements = report.results[index][1]
+        for number, case in enumerate(row.cases):
+            measurements[number : number + 1] = [measure(row.measure, case)]
+            print(_measurement_text(measurements[number]), file=stream, flush=True)
 
 
 def _row_text(row: Row) -> str:

@@ -1,5 +1,6 @@
 """benchmarks/: what they count, what they refuse, and what they print. No test asserts a time."""
 
+import argparse
 import json
 import os
 import subprocess
@@ -156,6 +157,28 @@ def test_turns():
     turns = interleaved.Turns({'a': [[1.0, 2.0, 3.0], [4.0]], 'b': [[4.0], [2.0, 2.0, 2.0]]})
     assert turns.ratio('a', 'b') == 2.5 / 2
     assert turns.spread('a', 'b') == (0.5, 2.0)
+
+
+def test_visits_add_the_turns_of_a_case():
+    visits = interleaved.Visits(1e-9, 2)
+    passes = {'a': lambda: None, 'b': lambda: None}
+    rounds = [len(visits.take_turns(case, passes).rounds['a']) for case in ('first', 'second', 'first')]
+    assert rounds == [2, 2, 4]
+
+
+def test_every_case_is_visited_again_after_all_others(capsys):
+    visited: list[str] = []
+
+    def measure(_: str, case: str) -> Measurement:
+        visited.append(case)
+        return Measurement(case, float(len(visited)))
+
+    rows = [a_row('forward', 'a', 'b'), a_row('backward', 'c')]
+    report = tables.Report(environment(interleaved.CPU), 'method')
+    tables.fill(report, argparse.Namespace(rows=rows, visits=2, markdown=False, json=''), measure)
+    assert visited == list('abcabc')
+    assert [[one.value for one in measurements] for _, measurements in report.results] == [[4.0, 5.0], [6.0]]
+    assert 'visit 2 of 2' in capsys.readouterr().out
 
 
 def test_restart_keeps_the_users_own_settings(monkeypatch):
