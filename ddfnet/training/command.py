@@ -54,8 +54,8 @@ def train(config: TrainConfig) -> None:
                 print(f'warning: {remark}', file=sys.stderr)
         components = build_components(config, processes)
         steps = components.num_epochs * components.train_loader.updates_per_epoch
-        if processes.is_primary and (remark := remark_on_average(config, steps)):
-            print(f'warning: {remark}', file=sys.stderr)
+        if processes.is_primary and (on_average := remark_on_average(config, steps)):
+            print(f'warning: {on_average}', file=sys.stderr)
         if config.run.dry_run:
             dry_run(components, processes)
             return
