@@ -6,10 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use('Agg')
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 from ddfnet.benchmarking.results import Row, Table
 from ddfnet.errors import UserError
@@ -44,8 +41,9 @@ def draw_operations(tables: Sequence[Table], path: Path) -> None:
     panels: dict[tuple[int, ...], list[Row]] = {}
     for row in (row for table in tables for row in table.rows if row.times):
         panels.setdefault(_shape(row)[:2], []).append(row)
-    figure, axes = plt.subplots(1, len(panels), figsize=(6.5 * len(panels), 4.5), squeeze=False, layout='constrained')
-    for axis, ((batch, channels), rows) in zip(axes[0], panels.items()):
+    figure = Figure(figsize=(6.5 * len(panels), 4.5), layout='constrained')
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, ((batch, channels), rows) in zip(axes, panels.items()):
         axis.set_title(f'batch {batch}, {channels} channels')
         shapes = {_shape(row) for row in rows}
         if len(shapes) == 1:
@@ -54,7 +52,7 @@ def draw_operations(tables: Sequence[Table], path: Path) -> None:
             _draw_bars(axis, rows)
         else:
             _draw_lines(axis, rows)
-    _save(figure, path)
+    figure.savefig(path, dpi=150)
 
 
 def _draw_bars(axis: Any, rows: Sequence[Row]) -> None:
@@ -86,7 +84,8 @@ def draw_models(tables: Sequence[Table], path: Path, top1: Mapping[str, float]) 
     """
     rows = [row for table in tables for row in table.rows if row.times]
     known = bool(rows) and all(row.job.name in top1 for row in rows)
-    figure, axis = plt.subplots(figsize=(7, 5), layout='constrained')
+    figure = Figure(figsize=(7, 5), layout='constrained')
+    axis = figure.subplots()
     points = [_point(row, top1[row.job.name] if known else None) for row in rows]
     middle = (min(point[1] for point in points) + max(point[1] for point in points)) / 2
     colours = {size: f'C{number}' for number, size in enumerate(dict.fromkeys(row.batch_size for row in rows))}
@@ -115,7 +114,7 @@ def draw_models(tables: Sequence[Table], path: Path, top1: Mapping[str, float]) 
     axis.set_xlim(left=0)
     axis.legend(fontsize='small')
     axis.grid(alpha=0.3)
-    _save(figure, path)
+    figure.savefig(path, dpi=150)
 
 
 def _point(row: Row, top1: float | None) -> tuple[float, float, float, float]:
@@ -140,8 +139,3 @@ def _side(row: Row) -> float:
 def _milliseconds(row: Row) -> float:
     assert row.statistics is not None
     return row.statistics.median * 1e3
-
-
-def _save(figure: Any, path: Path) -> None:
-    figure.savefig(path, dpi=150)
-    plt.close(figure)

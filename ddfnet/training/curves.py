@@ -3,12 +3,6 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use('Agg')
-from matplotlib import pyplot as plt
-from matplotlib.ticker import MaxNLocator
-
 _PANELS = (
     ('loss', ('train/loss', 'validation/loss', 'ema/loss')),
     ('top-1 (%)', ('train/top1', 'validation/top1', 'ema/top1')),
@@ -19,8 +13,11 @@ _MOST_MARKED = 40  # points; more of them would hide the line
 
 def draw_curves(rows: Sequence[Mapping[str, str]], path: Path) -> None:
     """Draws the rows of summary.csv; cells that are empty are left out."""
-    figure, panels = plt.subplots(1, len(_PANELS), figsize=(13, 3.6), layout='constrained')
-    for panel, (label, names) in zip(panels, _PANELS):
+    from matplotlib.figure import Figure  # here, since importing it takes a tenth of a run's start
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(13, 3.6), layout='constrained')
+    for panel, (label, names) in zip(figure.subplots(1, len(_PANELS)), _PANELS):
         for number, name in enumerate(names):
             points = [(int(row['epoch']), float(row[name])) for row in rows if row.get(name)]
             if points:
@@ -34,4 +31,3 @@ def draw_curves(rows: Sequence[Mapping[str, str]], path: Path) -> None:
         if panel.lines:
             panel.legend()
     figure.savefig(path, dpi=110)
-    plt.close(figure)

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
-import matplotlib
 import torch
 from torch import Tensor, nn
 from torchvision.utils import make_grid
@@ -86,6 +85,8 @@ def _filter_picture(images: Tensor, filters: Tensor, taps: int) -> Tensor:
 
 def _coloured(maps: Tensor, colours: str) -> Tensor:
     """(B, N, H, W) in [0, 1] to (B, N, 3, H, W)."""
+    import matplotlib  # here, as in curves.py
+
     rgb = matplotlib.colormaps[colours](maps.numpy())[..., :3]
     return torch.from_numpy(rgb).float().movedim(-1, 2)
 

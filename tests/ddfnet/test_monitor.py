@@ -3,6 +3,8 @@
 import csv
 import io
 import logging
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -218,3 +220,8 @@ def test_filters_are_those_of_the_pass():
         stem(torch.randn(2, 3, 56, 56))
     assert list(pictures) == ['spatial filters/1.0', 'spatial filters/1.1']
     assert pictures['spatial filters/1.0'].shape == (3, 2 * 58 + 2, 11 * 58 + 2)
+
+
+def test_what_draws_is_imported_when_it_draws():
+    code = "import sys, ddfnet.training.command; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, '-c', code]).returncode == 0

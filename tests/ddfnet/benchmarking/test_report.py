@@ -4,6 +4,7 @@ import csv
 import json
 
 import pytest
+from matplotlib.figure import Figure
 
 from ddfnet.benchmarking.plot import draw_models, draw_operations, read_accuracies
 from ddfnet.benchmarking.report import check_targets, table_text, write_csv, write_json
@@ -114,10 +115,8 @@ def test_targets(tmp_path):
 
 
 def test_pictures_show_what_was_measured(tmp_path, monkeypatch):
-    import ddfnet.benchmarking.plot as plot
-
     figures = []
-    monkeypatch.setattr(plot, '_save', lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(Figure, 'savefig', lambda figure, path, dpi: figures.append(figure))
     shapes = [(4, 8, 7, 7), (4, 8, 14, 14), (2, 8, 20, 30)]
     tables = [Table('t', [row('a', 0.01, shape=shape), row('b', 0.02, shape=shape, position=1)]) for shape in shapes]
     draw_operations(tables, tmp_path / 'x.png')
