@@ -53,7 +53,7 @@ class ChannelBranch(nn.Sequential):
         if not _is_as_made(layers):
             return super().forward(x)
         _, squeeze, activation, excite, norm = layers
-        hidden = activation(_linear(x.mean((2, 3)), squeeze))  # (B, C * se_ratio)
+        hidden = activation(_linear(_mean(x), squeeze))  # (B, C * se_ratio)
         return norm(_linear(hidden, excite))
 
 
@@ -98,7 +98,7 @@ def _pointwise(x: Tensor, convolution: Any) -> Tensor:
     """A 1x1 convolution to few channels, as the matrix product that it is where that is faster: eager, on a CPU.
 
     There torch's convolutions pass a map of many channels through a layout of their own, which costs more than the
-    product with a few rows of weights.
+    product with a few rows of weights; with a stride they return the gradient of a contiguous map in another layout.
     """
     if not (
         x.device.type == 'cpu'
@@ -107,14 +107,27 @@ def _pointwise(x: Tensor, convolution: Any) -> Tensor:
         and not torch.compiler.is_compiling()
         and _is_plain(convolution, nn.Conv2d)
         and _is_pointwise(convolution)
-        and convolution.stride == (1, 1)
         and convolution.bias is not None
     ):
         return convolution(x)
+    rows, columns = convolution.stride
+    strided = (rows, columns) != (1, 1)
     if x.is_contiguous():
-        weight = convolution.weight.flatten(1).expand(x.shape[0], -1, -1)
-        return torch.baddbmm(convolution.bias[:, None], weight, x.flatten(2)).unflatten(2, x.shape[2:])
+        pixels = x[:, :, ::rows, ::columns] if strided else x
+        batch, _, height, width = pixels.shape
+        weight = convolution.weight.flatten(1).expand(batch, -1, -1)
+        taps = torch.baddbmm(convolution.bias[:, None], weight, pixels.flatten(2))  # (B, head * k**2, Ho * Wo)
+        return taps.view(batch, convolution.out_channels, height, width)
+    if strided:
+        return convolution(x)
     return _linear(x.permute(0, 2, 3, 1), convolution).permute(0, 3, 1, 2)
+
+
+def _mean(x: Tensor) -> Tensor:
+    """(B, C, H, W) to (B, C). A sum's gradient is one number per channel, expanded; that of a mean is as large as x."""
+    if x.dtype in (torch.float32, torch.float64):
+        return x.sum((2, 3)) / (x.shape[2] * x.shape[3])
+    return x.mean((2, 3))
 
 
 def _is_pointwise(layer: Any) -> bool:

@@ -113,9 +113,10 @@ def test_channel_branch_calls_layers_that_were_replaced(index, layer):
     torch.testing.assert_close(branch(x), torch.nn.Sequential(*branch)(x))
 
 
+@pytest.mark.parametrize('stride', [1, 2])
 @CHANNELS_LAST_TOO
-def test_spatial_convolution_as_a_product_equals_the_module(memory_format):
-    pack = DDFPack(8).double()
+def test_spatial_convolution_as_a_product_equals_the_module(memory_format, stride):
+    pack = DDFPack(8, stride=stride).double()
     x = torch.randn(2, 8, 5, 6).double().to(memory_format=memory_format).requires_grad_()
     parameters = x, *pack.parameters()
     product = pack(x)
@@ -126,9 +127,9 @@ def test_spatial_convolution_as_a_product_equals_the_module(memory_format):
     assert len(seen) == 1
     torch.testing.assert_close(product, called)
     grad = torch.randn_like(product)
-    for found, expected in zip(
-        torch.autograd.grad(product, parameters, grad), torch.autograd.grad(called, parameters, grad)
-    ):
+    gradients = torch.autograd.grad(product, parameters, grad)
+    assert gradients[0].is_contiguous(memory_format=memory_format)
+    for found, expected in zip(gradients, torch.autograd.grad(called, parameters, grad)):
         torch.testing.assert_close(found, expected)
 
 
