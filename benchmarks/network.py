@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import ddfnet  # noqa: F401  registers the models
 from benchmarks.interleaved import Visits
-from benchmarks.requirements import Measurement, Setting
+from benchmarks.requirements import Measurement, Row, Setting
 from ddf import operators, reference
 from ddfnet.benchmarking.operations import relative_error
 from ddfnet.timing import Pass
@@ -43,7 +43,7 @@ class NetworkBench:
         """timm's network of the same depth."""
         return self.model.rpartition('_')[2]
 
-    def measure(self, _: str, setting: Setting) -> Measurement:
+    def measure(self, row: Row, setting: Setting) -> Measurement:
         """Refused, without a time, where any result is wrong."""
         passes, faults = {}, []
         for name in (self.model, self.baseline):
@@ -53,7 +53,7 @@ class NetworkBench:
             faults += [f'{name}: {fault}'] if fault else []
         if faults:
             return Measurement(str(setting), fault='; '.join(faults), refused=True)
-        turns = self.visits.take_turns(setting, passes)
+        turns = self.visits.take_turns((row.key, setting), passes)
         names = self.model, self.baseline
         times = {name: turns.statistics(name) for name in names}
         return Measurement(str(setting), turns.ratio(*names), turns.spread(*names), times=times)

@@ -10,21 +10,12 @@ from torch import Tensor
 
 from benchmarks import roofline
 from benchmarks.interleaved import CPU, Turns, Visits
-from benchmarks.requirements import Measurement
+from benchmarks.requirements import Measurement, Row
 from ddf import check, ddf, reference
 from ddf.check import Case
 from ddfnet.memory import peak_memory, storage_sizes
 
 Results = Sequence[Tensor]
-
-
-def label_of(case: Case) -> str:
-    parts = ['x'.join(map(str, case.size)), case.kernel_combine]
-    parts += [f'stride {case.stride}'] if case.stride > 1 else []
-    parts += [f'dilation {case.dilation}'] if case.dilation > 1 else []
-    parts += ['channels_last'] if case.channels_last else []
-    parts += ['normalised'] if case.norm_gain is not None else []
-    return ', '.join(parts)
 
 
 class Subjects:
@@ -37,6 +28,17 @@ class Subjects:
         self.leaves: Any = [tensor.requires_grad_() for tensor in (self.input, *filters)]
         weight = torch.randn(case.size[1], 1, case.kernel_size, case.kernel_size, dtype=dtype)
         self.depthwise_leaves = [self.input, weight.requires_grad_()]
+
+    @property
+    def label(self) -> str:
+        """The case within its row, which says the kernel size."""
+        case = self.case
+        parts = ['x'.join(map(str, case.size)), case.kernel_combine]
+        parts += [f'stride {case.stride}'] if case.stride > 1 else []
+        parts += [f'dilation {case.dilation}'] if case.dilation > 1 else []
+        parts += ['channels_last'] if case.channels_last else []
+        parts += ['normalised'] if case.norm_gain is not None else []
+        return ', '.join(parts)
 
     def forward(self) -> Results:
         with torch.inference_mode():
@@ -109,42 +111,42 @@ class OperationBench:
     limits: roofline.Limits
     _disagreements: dict[tuple[Case, torch.dtype], str] = field(default_factory=dict)
 
-    def measure(self, measure: str, case: Case) -> Measurement:
+    def measure(self, row: Row, case: Case) -> Measurement:
         """Refused, without a time, where any result of the operation is wrong."""
-        label = label_of(case)
-        subjects = [Subjects(case, dtype) for dtype in self._dtypes(measure)]
+        subjects = [Subjects(case, dtype) for dtype in self._dtypes(row.measure)]
         if fault := '; '.join(filter(None, map(self._disagreement, subjects))):
-            return Measurement(label, fault=fault, refused=True)
-        method: Callable[..., Measurement] = getattr(self, measure)
-        return method(label, *subjects)
+            return Measurement(subjects[0].label, fault=fault, refused=True)
+        method: Callable[..., Measurement] = getattr(self, row.measure)
+        return method(row.key, *subjects)
 
-    def forward(self, label: str, subjects: Subjects) -> Measurement:
+    def forward(self, row: str, subjects: Subjects) -> Measurement:
         moved = roofline.moved_bytes(subjects.case)
         passes = {'ddf': subjects.forward, 'dw': subjects.depthwise_forward, 'copy': roofline.copy_pass(moved)}
-        turns = self.visits.take_turns(label, passes)
+        turns = self.visits.take_turns((row, subjects.case), passes)
         time = turns.statistics('ddf').median
-        measurement = _compared(label, turns, 'ddf', 'dw')
+        measurement = _compared(subjects, turns, 'ddf', 'dw')
         measurement.roofline = {
             'bandwidth': turns.statistics('copy').median / time,
             'peak': roofline.flops(subjects.case) / time / self.limits.peak,
         }
         return measurement
 
-    def backward(self, label: str, subjects: Subjects) -> Measurement:
-        turns = self.visits.take_turns(
-            (label, 'backward'), {'ddf': subjects.backward, 'dw': subjects.depthwise_backward}
-        )
-        return _compared(label, turns, 'ddf', 'dw')
+    def backward(self, row: str, subjects: Subjects) -> Measurement:
+        passes = {'ddf': subjects.backward, 'dw': subjects.depthwise_backward}
+        turns = self.visits.take_turns((row, subjects.case), passes)
+        return _compared(subjects, turns, 'ddf', 'dw')
 
-    def saved(self, label: str, subjects: Subjects) -> Measurement:
+    def saved(self, _: str, subjects: Subjects) -> Measurement:
         """What is saved, each storage once, in sizes of the input; it may be the input and the filters."""
         allowed, kept = storage_sizes(subjects.leaves), storage_sizes(subjects.saved())
         size = allowed[subjects.input.untyped_storage().data_ptr()]
         others = {address: nbytes for address, nbytes in kept.items() if address not in allowed}
         fault = f'saves {sum(others.values()) / size:.2f} sizes of x besides input and filters' if others else ''
-        return Measurement(label, sum(kept.values()) / size, required=sum(allowed.values()) / size, fault=fault)
+        return Measurement(
+            subjects.label, sum(kept.values()) / size, required=sum(allowed.values()) / size, fault=fault
+        )
 
-    def memory(self, label: str, subjects: Subjects) -> Measurement:
+    def memory(self, _: str, subjects: Subjects) -> Measurement:
         """What a pass allocates at its peak; input, filters and the output's gradient were there before."""
         results = subjects.backward()
         (size,) = storage_sizes([subjects.input]).values()
@@ -155,28 +157,28 @@ class OperationBench:
             run()
             peaks.append(peak_memory(run, (), CPU))
         if None in peaks:
-            return Measurement(label, note='the peak cannot be measured on this system')
+            return Measurement(subjects.label, note='the peak cannot be measured on this system')
         peak, of_depthwise = (peak / size for peak in peaks)  # type: ignore[operator]
         note = f'output and gradients alone take {floor:.2f}; dw {of_depthwise:.2f}'
-        return Measurement(label, peak, note=note)
+        return Measurement(subjects.label, peak, note=note)
 
-    def bfloat16(self, label: str, half: Subjects, single: Subjects) -> Measurement:
-        turns = self.visits.take_turns((label, 'bfloat16'), {'bfloat16': half.forward, 'float32': single.forward})
-        return _compared(label, turns, 'bfloat16', 'float32')
+    def bfloat16(self, row: str, half: Subjects, single: Subjects) -> Measurement:
+        turns = self.visits.take_turns((row, half.case), {'bfloat16': half.forward, 'float32': single.forward})
+        return _compared(half, turns, 'bfloat16', 'float32')
 
-    def threads_compared(self, label: str, subjects: Subjects) -> Measurement:
+    def threads_compared(self, row: str, subjects: Subjects) -> Measurement:
         names = {f'{self.threads} threads': self.threads, '1 thread': 1}
         if self.threads == 1:
-            return Measurement(label, note='needs --num-threads of at least 2')
+            return Measurement(subjects.label, note='needs --num-threads of at least 2')
         try:
             turns = self.visits.take_turns(
-                (label, 'threads'),
+                (row, subjects.case),
                 dict.fromkeys(names, subjects.forward),
                 lambda name: torch.set_num_threads(names[name]),
             )
         finally:
             torch.set_num_threads(self.threads)
-        return _compared(label, turns, *names)
+        return _compared(subjects, turns, *names)
 
     def _dtypes(self, measure: str) -> list[torch.dtype]:
         return [torch.bfloat16, torch.float32] if measure == 'bfloat16' else [torch.float32]
@@ -189,6 +191,6 @@ class OperationBench:
         return self._disagreements[key]
 
 
-def _compared(label: str, turns: Turns, name: str, baseline: str) -> Measurement:
+def _compared(subjects: Subjects, turns: Turns, name: str, baseline: str) -> Measurement:
     times = {each: turns.statistics(each) for each in (name, baseline)}
-    return Measurement(label, turns.ratio(name, baseline), turns.spread(name, baseline), times=times)
+    return Measurement(subjects.label, turns.ratio(name, baseline), turns.spread(name, baseline), times=times)

@@ -71,7 +71,7 @@ class Report:
         path.write_text(json.dumps({**about, 'rows': rows}, indent=2) + '\n', encoding='utf-8')
 
 
-def fill(report: Report, options: Any, measure: Callable[[str, Any], Measurement]) -> None:
+def fill(report: Report, options: Any, measure: Callable[[Row, Any], Measurement]) -> None:
     """Measures the rows that the options name, prints and writes what they ask for; exits with 1 for wrong results.
 
     Ctrl-C keeps what was measured. Lines per case go to stdout, or to stderr where that holds Markdown.
@@ -93,7 +93,7 @@ def fill(report: Report, options: Any, measure: Callable[[str, Any], Measurement
         sys.exit(1)
 
 
-def _visit(report: Report, rows: Sequence[Row], measure: Callable[[str, Any], Measurement], stream: TextIO) -> None:
+def _visit(report: Report, rows: Sequence[Row], measure: Callable[[Row, Any], Measurement], stream: TextIO) -> None:
     """Measures all cases once; what comes of a case takes the place of what an earlier visit left."""
     for index, row in enumerate(rows):
         print(f'\n{_row_text(row)}', file=stream, flush=True)
@@ -101,7 +101,7 @@ def _visit(report: Report, rows: Sequence[Row], measure: Callable[[str, Any], Me
             report.results.append((row, []))
         measurements = report.results[index][1]
         for number, case in enumerate(row.cases):
-            measurements[number : number + 1] = [measure(row.measure, case)]
+            measurements[number : number + 1] = [measure(row, case)]
             print(_measurement_text(measurements[number]), file=stream, flush=True)
 
 

@@ -166,10 +166,22 @@ def test_visits_add_the_turns_of_a_case():
     assert rounds == [2, 2, 4]
 
 
+def test_rows_share_no_turns(run, monkeypatch):
+    """A case may stand in two rows, and cases that differ in their kernel size have the same label."""
+    monkeypatch.setattr(
+        interleaved, 'take_turns', lambda passes, *_: interleaved.Turns({name: [[1]] for name in passes})
+    )
+    rows = [
+        Row(key, key, 'forward', None, None, (case,)) for key, case in zip('abc', (CASE, CASE, Case((2, 8, 6, 7), 5)))
+    ]
+    _, stored = run(op, rows, *QUICK, '--visits', '2')
+    assert [[case['times']['ddf']['passes'] for case in row['cases']] for row in stored['rows']] == [[2], [2], [2]]
+
+
 def test_every_case_is_visited_again_after_all_others(capsys):
     visited: list[str] = []
 
-    def measure(_: str, case: str) -> Measurement:
+    def measure(_: Row, case: str) -> Measurement:
         visited.append(case)
         return Measurement(case, float(len(visited)))
 
