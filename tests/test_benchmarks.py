@@ -296,12 +296,14 @@ TINY_LOOP = training_loop.Workload(
 
 
 def test_training_loops(run):
-    status, stored = run(training_loop, [a_row('loop', TINY_LOOP, required=None)], *QUICK, '--num-threads', '1')
+    flags = [*QUICK, '--num-threads', '1', '--visits', '2']
+    status, stored = run(training_loop, [a_row('loop', TINY_LOOP, required=None)], *flags)
     assert status == 0
     (case,) = stored['rows'][0]['cases']
-    assert set(case['times']) == {'train.py', 'bare'}
+    assert {name: times['passes'] for name, times in case['times'].items()} == {'train.py': 4, 'bare': 4}
     assert case['value'] > 0
     assert case['note'].startswith('processor time ')
+    assert case['note'].endswith('; 4 rounds')
 
 
 def test_turns_of_loops_compare_neighbours_in_time():
