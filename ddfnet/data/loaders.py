@@ -20,7 +20,7 @@ from ddfnet.data.augmentation import augmentation_settings, mixup_settings
 from ddfnet.data.datasets import is_streamed
 from ddfnet.data.keyed import KeyedDataset, KeyedErasing, KeyedSampler
 from ddfnet.data.streams import KeyedStream, WholeStream, check_shards
-from ddfnet.data.unreadable import LenientDataset
+from ddfnet.data.unreadable import ExactDataset, LenientDataset
 from ddfnet.distributed import Processes
 from ddfnet.errors import UserError
 
@@ -194,6 +194,8 @@ def create_validation_loader(
     elif data.allow_corrupt:
         mode = 'L' if input_settings['input_size'][0] == 1 else 'RGB'
         dataset = LenientDataset(dataset, Image.new(data.input_img_mode or mode, (8, 8)))
+    else:
+        dataset = ExactDataset(dataset)
     loader = create_loader(
         dataset,
         input_settings['input_size'],

@@ -41,6 +41,16 @@ class Tally:
         return total
 
 
+class ExactDataset(WrappedDataset):
+    """For validation: an image that cannot be read is an error that says what leaves it out."""
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return self.dataset[index]
+        except UnreadableImage as error:
+            raise UnreadableImage(f'{error}, or leave it out with --allow-corrupt') from error
+
+
 class LenientDataset(WrappedDataset):
     """For validation: an image that cannot be read becomes a blank one with NO_LABEL, and is counted."""
 

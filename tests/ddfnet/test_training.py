@@ -269,7 +269,8 @@ def test_unreadable_images_stop_validation_and_are_named(run_command, tmp_path, 
     for workers in ('0', '1'):
         assert run_command(validation.main, *flags, '-j', workers) == 2
         error = capsys.readouterr().err.strip().splitlines()[-1]
-        assert error == f'error: cannot read image {damaged} (Truncated File Read): mend or remove it'
+        problem, remedy = f'cannot read image {damaged} (Truncated File Read)', 'leave it out with --allow-corrupt'
+        assert error == f'error: {problem}: mend or remove it, or {remedy}'
 
 
 def test_one_tar_is_no_training_data(run_command, tmp_path, image_tree, capsys):
