@@ -3,8 +3,9 @@
 //
 // A plane is taken as one long row: a tap reads it at a constant distance from the output, and a mask clears the lanes
 // in which that misses the map, above or below or by running into the neighbouring row. So vectors are full whatever
-// the width, and maps in float are read and written where they lie. A task is a range of vectors of some channels of
-// one image and head. Half precision, and filters that pass FilterNorm first, are converted to scratch.
+// the width, and maps are written, those in float also read, where they lie. A task is a range of vectors of some
+// channels of one image and head. What is read in half precision, and filters that pass FilterNorm first, are converted
+// to scratch.
 #pragma once
 
 #include "planes.h"
@@ -67,16 +68,15 @@ class WholePlanesWorker {
         first_tap_(tap_distance(rows, columns, 0, 0)),
         inner_(inner_vectors(rows, columns)) {
     const int64_t last_tap = tap_distance(rows, columns, rows.taps - 1, columns.taps - 1);
-    reach_ = larger(larger(first_tap_, -first_tap_), larger(last_tap, -last_tap));
-    const int64_t tile = tiling.tile_vectors * kLanes<float>, pitch = tile + 2 * round_up(reach_, kLanes<float>);
+    reach_ = round_up(larger(larger(first_tap_, -first_tap_), larger(last_tap, -last_tap)), kLanes<float>);
+    const int64_t tile = tiling.tile_vectors * kLanes<float>, pitch = tile + 2 * reach_;
     const int64_t filter = round_up(kPlaneChannels * taps_of(call), kLanes<float>);
     const int64_t spatial = spatial_in_tensor() ? 0 : taps_of(call) * pitch;
-    const int64_t maps = in_tensors() ? 0 : kPlaneChannels * (pitch + kOutputs) + 2 * pitch;
+    const int64_t maps = in_tensors() ? 0 : (kPlaneChannels + 2) * pitch;
     const int64_t masks = ceil_divide(rows.taps * columns.taps * tiling.tile_vectors, 2);
     filter_ = thread_scratch<float>(filter + spatial + maps + masks);
     spatial_scratch_ = {filter_ + filter, {}, pitch};
     source_scratch_ = {spatial_scratch_.data + spatial + pitch, {}, pitch};
-    output_scratch_ = source_scratch_.data + kPlaneChannels * pitch + pitch;
     masks_ = reinterpret_cast<Mask*>(filter_ + filter + spatial + maps);
   }
 
@@ -93,7 +93,7 @@ class WholePlanesWorker {
   }
 
  private:
-  static constexpr int64_t kBlockVectors = 32, kOutputs = kBlockVectors * kLanes<float>;
+  static constexpr int64_t kBlockVectors = 16;
 
   bool in_tensors() const { return __is_same(T, float); }
   bool spatial_in_tensor() const {
@@ -136,52 +136,47 @@ class WholePlanesWorker {
   }
 
   void run_group(int64_t image, int64_t channel) {
-    PlaneGroup group{};
+    PlaneGroup<T> group{};
     group.source_tap_row = rows_.source_tap_step * call_.width;
     group.source_tap_column = columns_.source_tap_step;
     group.spatial = spatial_;
-    group.channel_filter =
-        load_channel_filters(call_.channel_filter, at<const T>(call_.channel_filter, image, channel), rows_, columns_,
-                             kPlaneChannels, rows_.taps, filter_);
+    group.channel_filter = load_channel_filters(call_.channel_filter, at<const T>(call_.channel_filter, image, channel),
+                                                rows_, columns_, kPlaneChannels, rows_.taps, filter_);
     group.masks = masks_ - vectors_.begin;
     group.masks_tap = vectors_.size();
+    group.output = at<T>(output_, image, channel);
+    group.output_channel = output_.channel;
     group.positions = positions();
     if constexpr (__is_same(T, float)) {
       group.source = at<const float>(source_, image, channel) + first_tap_;
       group.source_channel = source_.channel;
-      group.output = at<float>(output_, image, channel);
-      group.output_channel = output_.channel;
       group.has_neighbours = source_.channel == positions() && reach_ + kLanes<float> <= positions() && channel > 0 &&
                              channel + kPlaneChannels < call_.channels;
       gather(group, vectors_);
     } else {
       group.source = source_scratch_.origin() + first_tap_;
       group.source_channel = source_scratch_.pitch;
-      group.output_channel = kOutputs;
-      group.has_neighbours = true;
+      group.upcoming = at<const T>(source_, image, channel) + kBlockVectors * kLanes<float> + reach_;
+      group.upcoming_channel = source_.channel;
       gather_in_scratch(group, image, channel);
     }
   }
 
-  // A few vectors at a time, which stay in the first cache from conversion to conversion.
-  void gather_in_scratch(PlaneGroup& group, int64_t image, int64_t channel) {
+  // A few vectors at a time, which stay in the first cache between conversion and use. Scratch is written in whole
+  // lines: `reach_` is one of vectors.
+  void gather_in_scratch(const PlaneGroup<T>& group, int64_t image, int64_t channel) {
     Range inputs{0, source_scratch_.positions.begin};
     for (int64_t v = vectors_.begin; v < vectors_.end; v += kBlockVectors) {
       const Range vectors{v, smaller(v + kBlockVectors, vectors_.end)};
-      const Range outputs{v * kLanes<float>, smaller(vectors.end * kLanes<float>, positions())};
-      inputs = {inputs.end, smaller(outputs.end + reach_, source_scratch_.positions.end)};
+      inputs = {inputs.end, smaller(vectors.end * kLanes<float> + reach_, source_scratch_.positions.end)};
       for (int i = 0; i < kPlaneChannels; ++i) {
         source_scratch_.load(i, inputs, at<const T>(source_, image, channel + i), source_, call_.width);
       }
-      group.output = output_scratch_ - outputs.begin;
       gather(group, vectors);
-      for (int i = 0; i < kPlaneChannels; ++i) {
-        copy(at<T>(output_, image, channel + i) + outputs.begin, output_scratch_ + i * kOutputs, outputs.size());
-      }
     }
   }
 
-  void gather(const PlaneGroup& group, Range vectors) {
+  void gather(const PlaneGroup<T>& group, Range vectors) {
     with_combine(call_, [&]<Combine combine>() {
       if (rows_.taps == 3) return gather_range<combine, 3>(group, vectors, inner_);
       if (rows_.taps == 5) return gather_range<combine, 5>(group, vectors, inner_);
@@ -195,8 +190,8 @@ class WholePlanesWorker {
   const Array &source_, &output_;
   const int64_t first_tap_;  // from an output to what its first tap reads
   const Range inner_;        // vectors whose taps read nothing outside of their plane
-  int64_t reach_;            // how far from an output its taps read
-  float *filter_, *output_scratch_;
+  int64_t reach_;            // how far from an output its taps read, in whole vectors
+  float* filter_;
   Mask* masks_;
   PlaneScratch spatial_scratch_, source_scratch_;
   SpatialView<float> spatial_{};

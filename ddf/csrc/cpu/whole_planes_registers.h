@@ -12,6 +12,7 @@ constexpr int kPlaneChannels = 8;  // that share every load of the spatial filte
 
 #if defined(__AVX512F__)
 // A group of channels. Positions count from the first of a plane; distances in elements.
+template <typename T>
 struct PlaneGroup {
   const float* source;  // for position 0, tap (0, 0); what lies off the map is not read
   int64_t source_channel, source_tap_row, source_tap_column;
@@ -19,19 +20,33 @@ struct PlaneGroup {
   const float* channel_filter;  // (channels, taps)
   const Mask* masks;            // for vector 0, (taps, vectors)
   int64_t masks_tap;
-  float* output;
+  T* output;
   int64_t output_channel;
-  int64_t positions;   // of a plane
+  const T* upcoming;  // in half precision: what is to be converted when position 0 is done
+  int64_t upcoming_channel;
+  int64_t positions;    // of a plane
   bool has_neighbours;  // memory around the planes may be read, farther than any tap reaches
 };
+
+// The first lanes of a vector to memory that has no room for all.
+template <typename T>
+DDF_INLINE void store_first_lanes(T* to, Vector<float> value, int64_t count) {
+  if constexpr (__is_same(T, float)) {
+    store_masked(to, value, first_lanes(count));
+  } else {
+    T all[kLanes<float>];
+    store(all, value);
+    __builtin_memcpy(to, all, count * sizeof(T));
+  }
+}
 
 // Where the taps of some vectors read: within their planes, so that a mask is needed only where a tap runs into the
 // neighbouring row, the same for all tap rows; around them, in memory that may be read; or anywhere, so that masked
 // loads alone may touch it. Those take an arithmetic instruction each.
 enum class Reads { plane, neighbours, anywhere };
 
-template <Combine combine, int taps, int vectors, Reads reads>
-DDF_INLINE void gather_vectors(const PlaneGroup& group, const Mask* tap_masks, int64_t position) {
+template <Combine combine, int taps, int vectors, Reads reads, typename T>
+DDF_INLINE void gather_vectors(const PlaneGroup<T>& group, const Mask* tap_masks, int64_t position) {
   constexpr int lanes = kLanes<float>;
   Vector<float> sums[kPlaneChannels][vectors];
   clear(sums);
@@ -61,25 +76,38 @@ DDF_INLINE void gather_vectors(const PlaneGroup& group, const Mask* tap_masks, i
   for (int v = 0; v < vectors; ++v, position += lanes) {
     const int64_t left = group.positions - position;
     for (int i = 0; i < kPlaneChannels; ++i) {
-      float* output = group.output + i * group.output_channel + position;
+      T* output = group.output + i * group.output_channel + position;
       if (reads == Reads::plane || left >= lanes) {
         store(output, sums[i][v]);
       } else {
-        store_masked(output, sums[i][v], first_lanes(left));
+        store_first_lanes(output, sums[i][v], left);
       }
     }
   }
 }
 
+// Asks for the lines that the outputs will be written to, while their sums are taken; and in half precision for a line
+// of each channel to be converted soon, which is what two vectors take.
+template <int vectors, typename T>
+DDF_INLINE void prefetch(const PlaneGroup<T>& group, int64_t position) {
+  constexpr int64_t line = 64 / sizeof(T), lines = ceil_divide(vectors * kLanes<float>, line);
+  for (int i = 0; i < kPlaneChannels; ++i) {
+    if (!__is_same(T, float)) __builtin_prefetch(group.upcoming + i * group.upcoming_channel + position);
+    T* output = group.output + i * group.output_channel + position;
+    for (int64_t l = 0; l < lines; ++l) __builtin_prefetch(output + l * line, 1);
+  }
+}
+
 // The vectors of a range. Those in `inner` read nothing outside of their planes.
-template <Combine combine, int taps>
-DDF_NOINLINE void gather_range(const PlaneGroup& group, Range vectors, Range inner) {
+template <Combine combine, int taps, typename T>
+DDF_NOINLINE void gather_range(const PlaneGroup<T>& group, Range vectors, Range inner) {
   constexpr int64_t lanes = kLanes<float>, most = kAccumulators / kPlaneChannels;
   const auto run = [&]<int count>(int64_t v) {
     const Mask* masks = group.masks + v;
+    if (count > 1) prefetch<count>(group, v * lanes);
     if (v >= inner.begin && v + count <= inner.end) {
       gather_vectors<combine, taps, count, Reads::plane>(group, masks, v * lanes);
-    } else if (group.has_neighbours) {
+    } else if (!__is_same(T, float) || group.has_neighbours) {
       gather_vectors<combine, taps, count, Reads::neighbours>(group, masks, v * lanes);
     } else {
       gather_vectors<combine, taps, count, Reads::anywhere>(group, masks, v * lanes);
