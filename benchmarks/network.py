@@ -14,13 +14,14 @@ from torch import Tensor, nn
 import ddfnet  # noqa: F401  registers the models
 from benchmarks.interleaved import Visits
 from benchmarks.requirements import Measurement, Row, Setting
-from ddf import operators, reference
+from ddf import DDFPack, operators, reference
 from ddfnet.benchmarking.operations import relative_error
 from ddfnet.timing import Pass
 
 _TOLERANCE = 1e-4  # of float32 over the whole depth, relative to the largest value; rounding comes to 1e-5
 _IMAGES_COMPARED = 2
 _SMALL = (4, 3, 64, 64)
+_BARE = 'without DDF modules'
 
 
 @dataclass
@@ -53,21 +54,59 @@ class NetworkBench:
             faults += [f'{name}: {fault}'] if fault else []
         if faults:
             return Measurement(str(setting), fault='; '.join(faults), refused=True)
-        turns = self.visits.take_turns((row.key, setting), passes)
+        turns = self.visits.take_turns((row.key, setting), {**passes, _BARE: self._bare_pass(setting)})
         names = self.model, self.baseline
         times = {name: turns.statistics(name) for name in names}
-        return Measurement(str(setting), turns.ratio(*names), turns.spread(*names), times=times)
+        note = f'{_BARE} {turns.ratio(_BARE, self.baseline):.3f}'
+        return Measurement(str(setting), turns.ratio(*names), turns.spread(*names), times=times, note=note)
 
     def _pass(self, name: str, setting: Setting) -> tuple[Pass, str]:
         """The pass to time, and what is wrong with its results."""
-        memory_format = torch.channels_last if setting.channels_last else torch.contiguous_format
-        model = timm.create_model(name, zero_init_last=False).to(memory_format=memory_format)
+        model = timm.create_model(name, zero_init_last=False)
+        run, images = self._make_pass(model, setting)
+        if setting.train:
+            return run, _gradient_fault(name, _memory_format(setting))
+        return run, _logits_fault(model, images[:_IMAGES_COMPARED], run()[:_IMAGES_COMPARED])
+
+    def _bare_pass(self, setting: Setting) -> Pass:
+        """Of the DDF network with its DDF modules taken out: no faster module can bring the network below its time."""
+        if (_BARE, setting) not in self._passes:
+            model = timm.create_model(self.model, zero_init_last=False)
+            replace_filters(model)
+            self._passes[_BARE, setting] = self._make_pass(model, setting)[0], ''
+        return self._passes[_BARE, setting][0]
+
+    def _make_pass(self, model: nn.Module, setting: Setting) -> tuple[Pass, Tensor]:
+        """The pass, of the network in the setting's mode and layout, and the images that it takes."""
+        memory_format = _memory_format(setting)
+        model.train(setting.train).to(memory_format=memory_format)
         images = torch.randn(setting.batch_size, 3, self.img_size, self.img_size).to(memory_format=memory_format)
         if setting.train:
-            return _training_step(model.train(), images), _gradient_fault(name, memory_format)
-        model.eval()
-        run = _inference(torch.compile(model, dynamic=False) if setting.compiled else model, images)
-        return run, _logits_fault(model, images[:_IMAGES_COMPARED], run()[:_IMAGES_COMPARED])
+            return _training_step(model, images), images
+        return _inference(torch.compile(model, dynamic=False) if setting.compiled else model, images), images
+
+
+class _Subsampling(nn.Module):
+    """In the place of a DDF module with a stride: every `stride`-th pixel of every `stride`-th row."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        pixels = x[:, :, :: self.stride, :: self.stride]
+        return pixels.contiguous(memory_format=reference.memory_format_of(x))
+
+
+def replace_filters(model: nn.Module) -> None:
+    """Puts what does next to nothing in the place of each DDF module."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, DDFPack):
+            model.set_submodule(name, _Subsampling(module.stride) if module.stride > 1 else nn.Identity())
+
+
+def _memory_format(setting: Setting) -> torch.memory_format:
+    return torch.channels_last if setting.channels_last else torch.contiguous_format
 
 
 def _inference(model: Callable[[Tensor], Tensor], images: Tensor) -> Callable[[], Tensor]:

@@ -3,18 +3,20 @@
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 
 from benchmarks import interleaved, model, network, op, roofline, tables, training_loop
 from benchmarks.operation import Subjects
 from benchmarks.requirements import MODEL_ROWS, OPERATION_ROWS, Measurement, Row, Setting, verdict
-from ddf import derivatives, operators
+from ddf import DDFPack, derivatives, operators
 from ddf.check import Case
 from ddfnet.benchmarking.environment import ALLOCATOR, environment
 
@@ -270,7 +272,17 @@ def test_models(run, capsys):
     assert row['verdict'] == 'aim met'
     assert [case['label'] for case in row['cases']] == list(map(str, settings))
     assert all(set(case['times']) == {'ddf_mul_resnet26', 'resnet26'} for case in row['cases'])
+    assert all(re.fullmatch(r'without DDF modules \d\.\d{3}', case['note']) for case in row['cases'])
     assert 'ddf_mul_resnet26 against resnet26, 32 pixels' in capsys.readouterr().out
+
+
+def test_network_without_its_filters_keeps_every_shape():
+    net = timm.create_model('ddf_mul_resnet26', channels=(8, 8, 16, 16)).eval()
+    images = torch.randn(2, 3, 64, 64)
+    shapes = [stage.shape for stage in net.forward_intermediates(images, intermediates_only=True)]
+    network.replace_filters(net)
+    assert not any(isinstance(module, DDFPack) for module in net.modules())
+    assert [stage.shape for stage in net.forward_intermediates(images, intermediates_only=True)] == shapes
 
 
 @pytest.mark.parametrize(
