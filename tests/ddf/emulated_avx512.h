@@ -68,6 +68,12 @@ static inline __m512i emulated_cvtepu16_epi32(__m256i words) {
   return emulated_where(0xffff, EmulatedWords{}, [&](int i) { return from.lane[i]; }).as<__m512i>();
 }
 
+static inline __m256i emulated_cvtepi32_epi16(__m512i words) {
+  const auto from = EmulatedWords::of(words);
+  const auto low = [&](int i) { return static_cast<unsigned short>(from.lane[i]); };
+  return emulated_where(0xffff, EmulatedLanes<unsigned short>{}, low).as<__m256i>();
+}
+
 static inline __m512 emulated_maskz_loadu_ps(__mmask16 mask, const float* from) {
   return emulated_where(mask, EmulatedFloats{}, [&](int i) { return from[i]; }).as<__m512>();
 }
@@ -128,6 +134,7 @@ static inline __m512i emulated_mask_or_epi32(__m512i other, __mmask16 mask, __m5
 #define _mm512_cvtph_ps(halves) emulated_cvtph_ps(halves)
 #define _mm512_cvtps_ph(floats, rounding) emulated_cvtps_ph(floats)
 #define _mm512_cvtepu16_epi32 emulated_cvtepu16_epi32
+#define _mm512_cvtepi32_epi16 emulated_cvtepi32_epi16
 #define _mm512_maskz_loadu_ps emulated_maskz_loadu_ps
 #define _mm512_mask_storeu_ps emulated_mask_storeu_ps
 #define _mm512_mask3_fmadd_ps emulated_mask3_fmadd_ps

@@ -119,13 +119,13 @@ struct Conversion<BFloat16, lanes> {
   static DDF_INLINE void store(BFloat16* to, F value) {
     const W bits = same_bits<W>(value);
 #if defined(__AVX512F__)
-    if constexpr (lanes == 16) {  // the same with additions under masks, where the compiler would blend
+    if constexpr (lanes == 16) {  // the same with additions under masks, where the compiler would blend and permute
       const __m512i before = same_bits<__m512i>(value), up = _mm512_set1_epi32(0x8000);
       const __mmask16 is_odd = _mm512_test_epi32_mask(before, _mm512_set1_epi32(0x10000));
       const __mmask16 is_nan = _mm512_cmp_ps_mask(same_bits<__m512>(value), same_bits<__m512>(value), _CMP_UNORD_Q);
       __m512i rounded = _mm512_mask_add_epi32(same_bits<__m512i>(bits + 0x7fff), is_odd, before, up);
       rounded = _mm512_mask_or_epi32(rounded, is_nan, before, _mm512_set1_epi32(0x400000));
-      return store_raw(to, convert_lanes<lanes, N>(same_bits<W>(rounded) >> 16));
+      return store_raw(to, _mm512_cvtepi32_epi16(same_bits<__m512i>(same_bits<W>(rounded) >> 16)));
     }
 #endif
     const W rounded = bits + ((bits & 0x10000) != 0 ? W{} + 0x8000 : W{} + 0x7fff);

@@ -93,7 +93,7 @@ class WholePlanesWorker {
   }
 
  private:
-  static constexpr int64_t kBlockVectors = 16;
+  static constexpr int64_t kBlockVectors = 8;
 
   bool in_tensors() const { return __is_same(T, float); }
   bool spatial_in_tensor() const {
