@@ -187,6 +187,7 @@ def _validate(components: Components, progress: Progress, processes: Processes, 
     epoch = progress.epoch + 1
     if epoch % components.config.run.val_interval and epoch != components.num_epochs:
         return {}
+    pauses.before_validation()
     metrics: dict[str, float] = {}
     average = components.ema_model
     if average is not None and components.config.ema.model_ema_force_cpu and processes.device.type != 'cpu':

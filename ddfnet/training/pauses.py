@@ -42,6 +42,7 @@ class Pauses:
         self.request = request
         self.interval = Interval(*interval(components.config.run.checkpoint_interval))
         self.agreement = Agreement(processes, components.config.distribution.dist_timeout)
+        self.has_validated = False
 
     def after_step(self, settle: Callable[[], None]) -> None:
         """After an optimiser step; `settle` brings the progress up to date, in all processes."""
@@ -52,6 +53,12 @@ class Pauses:
             self._save()
         if number:
             self._stop(number)
+
+    def before_validation(self) -> None:
+        """Saves before a run's first validation, which an image that cannot be read would end."""
+        if not self.has_validated:
+            self.has_validated = True
+            self._save()
 
     def in_validation(self) -> None:
         """After a batch of the validation at an epoch's end; the run goes on with that validation."""

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ddfnet.checkpoints import read_checkpoint
 from ddfnet.config import load_train_config
 from ddfnet.data import class_names, open_dataset
 from ddfnet.data.images import Images, to_mode
@@ -132,7 +133,7 @@ def test_a_damaged_validation_image_is_an_error_unless_allowed(image_tree, run_c
     assert (result['count'], result['corrupt']) == (15, 1)
 
 
-def test_training_leaves_out_a_damaged_validation_image_where_allowed(
+def test_a_damaged_validation_image_costs_no_training_and_is_left_out_where_allowed(
     image_tree, run_command, tmp_path, capsys, caplog
 ):
     root, path = damaged_tree(image_tree, split='val')
@@ -144,6 +145,11 @@ def test_training_leaves_out_a_damaged_validation_image_where_allowed(
     assert f'error: cannot read image {path}' in capsys.readouterr().err
     assert run_command(train_main, *flags, '--experiment', 'lenient', '--allow-corrupt') == 0
     assert f'images that could not be read: 1, left out of the validation: {path}' in caplog.text
+    kept, lenient = (tmp_path / 'out' / name / 'last.pth.tar' for name in ('strict', 'lenient'))
+    assert run_command(train_main, *flags, '--experiment', 'strict', '--resume', kept, '--allow-corrupt') == 0
+    resumed, whole = (read_checkpoint(last) for last in (kept, lenient))
+    assert resumed['metric'] == whole['metric']
+    assert all(torch.equal(value, whole['state_dict'][name]) for name, value in resumed['state_dict'].items())
 
 
 def test_a_set_of_damaged_images_is_an_error(image_tree):
