@@ -108,18 +108,16 @@ def _pointwise(x: Tensor, convolution: Any) -> Tensor:
         and _is_plain(convolution, nn.Conv2d)
         and _is_pointwise(convolution)
         and convolution.bias is not None
+        and (convolution.stride == (1, 1) or x.is_contiguous())
     ):
         return convolution(x)
-    rows, columns = convolution.stride
-    strided = (rows, columns) != (1, 1)
     if x.is_contiguous():
-        pixels = x[:, :, ::rows, ::columns] if strided else x
+        rows, columns = convolution.stride
+        pixels = x[:, :, ::rows, ::columns]
         batch, _, height, width = pixels.shape
         weight = convolution.weight.flatten(1).expand(batch, -1, -1)
         taps = torch.baddbmm(convolution.bias[:, None], weight, pixels.flatten(2))  # (B, head * k**2, Ho * Wo)
         return taps.view(batch, convolution.out_channels, height, width)
-    if strided:
-        return convolution(x)
     return _linear(x.permute(0, 2, 3, 1), convolution).permute(0, 3, 1, 2)
 
 
