@@ -1,9 +1,9 @@
 """Measures the cases of the networks' rows, each after a comparison with a copy in float64."""
 
+import contextlib
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 from unittest import mock
 
 import timm
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import ddfnet  # noqa: F401  registers the models
 from benchmarks.interleaved import Visits
 from benchmarks.requirements import Measurement, Row, Setting
-from ddf import DDFPack, operators, reference
+from ddf import DDFPack, fused, operators, reference
 from ddfnet.benchmarking.operations import relative_error
 from ddfnet.timing import Pass
 
@@ -160,6 +160,9 @@ def _gradients(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
-def _by_definition() -> Any:
-    """Within it the operation runs in plain torch, by its definition."""
-    return mock.patch.object(operators, 'forward', reference.forward)
+def _by_definition() -> contextlib.ExitStack:
+    """Within it the operation runs in plain torch, by its definition, and its modules by their layers."""
+    stack = contextlib.ExitStack()
+    stack.enter_context(mock.patch.object(operators, 'forward', reference.forward))
+    stack.enter_context(mock.patch.object(fused, 'has_kernel', return_value=False))
+    return stack

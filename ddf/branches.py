@@ -50,7 +50,7 @@ class ChannelBranch(nn.Sequential):
 
     def _forward(self, x: Tensor) -> Tensor:
         layers: tuple[Any, ...] = tuple(self)
-        if not _is_as_made(layers):
+        if not has_plain_layers(layers):
             return super().forward(x)
         _, squeeze, activation, excite, norm = layers
         hidden = activation(_linear(_mean(x), squeeze))  # (B, C * se_ratio)
@@ -87,11 +87,20 @@ def filters_or_logits(branch: Any, x: Tensor) -> tuple[Tensor, float | None]:
     The operation normalises as FilterNorm without learned parameters does. Any other normalisation, and a module with
     a hook, is called.
     """
-    if _is_plain(branch, SpatialBranch) and len(branch) == 2:
+    logits = plain_logits(branch)
+    if logits is None:
+        return branch(x), None
+    convolution, gain = logits
+    return _pointwise(x, convolution), gain
+
+
+def plain_logits(branch: Any) -> tuple[Any, float] | None:
+    """The layer of a spatial branch that gives logits, and the gain of their normalisation, if `ddf` knows it."""
+    if is_plain(branch, SpatialBranch) and len(branch) == 2:
         convolution, norm = branch
-        if _is_plain(norm, FilterNorm) and norm.std is None and norm.mean is None:
-            return _pointwise(x, convolution), norm.gain
-    return branch(x), None
+        if is_plain(norm, FilterNorm) and norm.std is None and norm.mean is None:
+            return convolution, norm.gain
+    return None
 
 
 def _pointwise(x: Tensor, convolution: Any) -> Tensor:
@@ -105,8 +114,8 @@ def _pointwise(x: Tensor, convolution: Any) -> Tensor:
         and x.dtype in (torch.float32, torch.float64)
         and not torch.is_autocast_enabled('cpu')
         and not torch.compiler.is_compiling()
-        and _is_plain(convolution, nn.Conv2d)
-        and _is_pointwise(convolution)
+        and is_plain(convolution, nn.Conv2d)
+        and is_pointwise(convolution)
         and convolution.bias is not None
         and (convolution.stride == (1, 1) or x.is_contiguous())
     ):
@@ -128,7 +137,7 @@ def _mean(x: Tensor) -> Tensor:
     return x.mean((2, 3))
 
 
-def _is_pointwise(layer: Any) -> bool:
+def is_pointwise(layer: Any) -> bool:
     return (layer.kernel_size, layer.padding, layer.groups) == ((1, 1), (0, 0), 1)
 
 
@@ -136,18 +145,18 @@ def _linear(vector: Tensor, convolution: nn.Conv2d) -> Tensor:
     return F.linear(vector, convolution.weight.flatten(1), convolution.bias)
 
 
-def _is_as_made(layers: tuple[Any, ...]) -> bool:
+def has_plain_layers(layers: tuple[Any, ...]) -> bool:
     """Whether the first layers of a channel branch may be computed without calling them as modules."""
     kinds = nn.AdaptiveAvgPool2d, nn.Conv2d, nn.ReLU, nn.Conv2d
     return (
         len(layers) == 5
-        and all(map(_is_plain, layers, kinds))
+        and all(map(is_plain, layers, kinds))
         and layers[0].output_size == 1
-        and all(map(_is_pointwise, layers[1:4:2]))
+        and all(map(is_pointwise, layers[1:4:2]))
     )
 
 
-def _is_plain(module: Any, kind: type[nn.Module]) -> bool:
+def is_plain(module: Any, kind: type[nn.Module]) -> bool:
     """Of this class itself, as parametrised modules are not, and neither hooked nor with a forward of its own."""
     return type(module) is kind and not (
         module._forward_hooks

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from .branches import ChannelBranch, ConstantBranch, SpatialBranch, filters_or_logits
 from .functional import check_count, ddf
+from .fused import filter_predicting
 from .reference import memory_format_of
 
 
@@ -127,6 +128,11 @@ class DDFPack(_DynamicFilter):
         if torch.jit.is_scripting():
             spatial_filter = self.spatial_branch(x)
         else:  # not compiled by TorchScript
+            settings = self.dilation, self.stride, self.head, self.kernel_combine
+            if not self.training:
+                output = filter_predicting(x, self.spatial_branch, self.channel_branch, *settings)
+                if output is not None:
+                    return output
             spatial_filter, norm_gain = filters_or_logits(self.spatial_branch, x)
         return self._filtered(x, self.channel_branch(x), spatial_filter, norm_gain)
 

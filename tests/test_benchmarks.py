@@ -16,7 +16,7 @@ import torch
 from benchmarks import interleaved, model, network, op, roofline, tables, training_loop
 from benchmarks.operation import Subjects
 from benchmarks.requirements import MODEL_ROWS, OPERATION_ROWS, Measurement, Row, Setting, verdict
-from ddf import DDFPack, derivatives, operators
+from ddf import DDFPack, derivatives, fused, operators
 from ddf.check import Case
 from ddfnet.benchmarking.environment import ALLOCATOR, environment
 
@@ -287,7 +287,7 @@ def test_network_without_its_filters_keeps_every_shape():
 
 @pytest.mark.parametrize(
     ('setting', 'module', 'name'),
-    [(Setting(1), operators, 'forward'), (Setting(2, train=True), derivatives, 'input_gradient')],
+    [(Setting(1), fused, 'dynamic_filter'), (Setting(2, train=True), derivatives, 'input_gradient')],
     ids=['logits', 'gradients'],
 )
 def test_wrong_kernel_gets_no_ratio_of_models(run, monkeypatch, setting, module, name):

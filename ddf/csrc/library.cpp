@@ -1,11 +1,12 @@
-// Registers the CPU kernels of torch.ops.ddf.* (their schemas are defined in Python) on the LibTorch stable ABI, so that
-// one binary serves every torch from 2.11 on and every Python.
+// Registers the CPU kernels of torch.ops.ddf.* (their schemas are defined in Python) on the LibTorch stable ABI, so
+// that one binary serves every torch from 2.11 on and every Python.
 
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
 
 #include "cpu/kernels.h"
+#include "dynamic_filter.h"
 #include "operators.h"
 
 #ifndef DDF_BUILD_STAMP
@@ -45,6 +46,9 @@ struct Cpu {
   void forward(Call& call) const { kernels.forward(on_threads(call)); }
   void input_gradient(Call& call) const { kernels.input_gradient(on_threads(call)); }
   void filter_gradients(Call& call, const Tensor&) const { kernels.filter_gradients(on_threads(call)); }
+  void dynamic_filter(Call& call, const Branches& branches) const {
+    kernels.dynamic_filter(on_threads(call), branches);
+  }
 
  private:
   static const Call& on_threads(Call& call) {
@@ -65,4 +69,5 @@ STABLE_TORCH_LIBRARY_IMPL(ddf, CPU, m) {
   m.impl("forward", TORCH_BOX(&ddf::forward<ddf::Cpu>));
   m.impl("input_gradient", TORCH_BOX(&ddf::input_gradient<ddf::Cpu>));
   m.impl("filter_gradients", TORCH_BOX(&ddf::filter_gradients<ddf::Cpu>));
+  m.impl("dynamic_filter", TORCH_BOX(&ddf::dynamic_filter<ddf::Cpu>));
 }

@@ -1,7 +1,7 @@
 // The operators of torch.ops.ddf.* on the LibTorch stable ABI, for any device: checks, the call of a kernel, results.
 //
-// A Device gives `is_device(tensor)` and an object, made for the input once it is checked, that is alive while kernels run:
-// forward(call), input_gradient(call), filter_gradients(call, like).
+// A Device gives `is_device(tensor)` and an object, made for the input once it is checked, that is alive while kernels
+// run: forward(call), input_gradient(call), filter_gradients(call, like).
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -55,13 +55,9 @@ inline Array array_of(const Tensor& tensor) {
 
 // Shapes are checked here as well, so that a direct call of torch.ops.ddf.* cannot read outside of a tensor; the
 // messages made for users are in ddf/functional.py.
-inline Call make_call(const Tensor& input, const Tensor& channel_filter, const Tensor& spatial_filter, int64_t dilation,
-                      int64_t stride, int64_t head, const std::string& kernel_combine,
-                      std::optional<double> norm_gain) {
-  for (const Tensor* tensor : {&input, &channel_filter, &spatial_filter}) {
-    check(tensor->dim() == 4 && tensor->device() == input.device(), "expected tensors of 4 dimensions on one device");
-    check(tensor->scalar_type() == input.scalar_type(), "expected tensors of one dtype");
-  }
+inline Call make_call(const Tensor& input, int64_t kernel_size, int64_t dilation, int64_t stride, int64_t head,
+                      const std::string& kernel_combine, std::optional<double> norm_gain) {
+  check(input.dim() == 4, "expected a map of 4 dimensions");
   check(kernel_combine == "mul" || kernel_combine == "add", "kernel_combine must be 'mul' or 'add'");
   check(dilation >= 1 && stride >= 1, "dilation and stride must be at least 1");
   Call call{};
@@ -71,20 +67,33 @@ inline Call make_call(const Tensor& input, const Tensor& channel_filter, const T
   call.channels = input.size(1);
   call.height = input.size(2);
   call.width = input.size(3);
-  call.kernel_size = channel_filter.size(3);
+  call.kernel_size = kernel_size;
   call.dilation = dilation;
   call.stride = stride;
   call.head = head;
   const auto output_size = [&](int64_t size) { return size == 0 ? 0 : (size - 1) / stride + 1; };
   call.out_height = output_size(call.height);
   call.out_width = output_size(call.width);
-  call.channel_batch = channel_filter.size(0);
-  call.spatial_batch = spatial_filter.size(0);
   call.normalize = norm_gain.has_value();
   call.norm_gain = norm_gain.value_or(1.0);
   check(head >= 1 && call.channels % head == 0, "head must divide the channels");
-  check(call.kernel_size % 2 == 1 && call.kernel_size < (1 << 15), "the kernel size must be odd and below 32768");
-  check(!call.normalize || call.kernel_size > 1, "norm_gain needs a kernel size of at least 2");
+  check(kernel_size >= 1 && kernel_size % 2 == 1 && kernel_size < (1 << 15),
+        "the kernel size must be odd and below 32768");
+  check(!call.normalize || kernel_size > 1, "norm_gain needs a kernel size of at least 2");
+  call.input = array_of(input);
+  return call;
+}
+
+inline Call make_call(const Tensor& input, const Tensor& channel_filter, const Tensor& spatial_filter, int64_t dilation,
+                      int64_t stride, int64_t head, const std::string& kernel_combine,
+                      std::optional<double> norm_gain) {
+  for (const Tensor* tensor : {&input, &channel_filter, &spatial_filter}) {
+    check(tensor->dim() == 4 && tensor->device() == input.device(), "expected tensors of 4 dimensions on one device");
+    check(tensor->scalar_type() == input.scalar_type(), "expected tensors of one dtype");
+  }
+  Call call = make_call(input, channel_filter.size(3), dilation, stride, head, kernel_combine, norm_gain);
+  call.channel_batch = channel_filter.size(0);
+  call.spatial_batch = spatial_filter.size(0);
   const auto serves = [&](int64_t batch) { return batch == 1 || batch == call.batch; };
   check(serves(call.channel_batch) &&
             has_shape(channel_filter, {call.channel_batch, call.channels, call.kernel_size, call.kernel_size}),
@@ -94,7 +103,6 @@ inline Call make_call(const Tensor& input, const Tensor& channel_filter, const T
   check(spatial_channels % taps == 0 && spatial_channels / taps == head && serves(call.spatial_batch) &&
             has_shape(spatial_filter, {call.spatial_batch, spatial_channels, call.out_height, call.out_width}),
         "spatial_filter must have shape (B or 1, head * k * k, Ho, Wo)");
-  call.input = array_of(input);
   call.channel_filter = array_of(channel_filter);
   call.spatial_filter = array_of(spatial_filter);
   return call;

@@ -70,6 +70,46 @@ def random_call(choose: random.Random) -> Call:
     return Call(tensors, settings, f'{dtype} {shapes} {layouts} {settings}')
 
 
+@dataclass(frozen=True)
+class BranchesCall:
+    """Arguments of `dynamic_filter`: a map, weights and biases, settings."""
+
+    tensors: tuple[Tensor, ...]
+    settings: tuple[int, int, int, int, str, float | None]
+    label: str
+
+    def run(self) -> Tensor:
+        return torch.ops.ddf.dynamic_filter(*self.tensors, *self.settings)
+
+    def by_definition(self) -> Tensor:
+        x, spatial_weight, spatial_bias, squeeze_weight, squeeze_bias, excite_weight, excite_bias, scale = (
+            tensor.double() for tensor in self.tensors
+        )
+        kernel_size, dilation, stride, *settings = self.settings
+        logits = torch.nn.functional.conv2d(x, spatial_weight[:, :, None, None], spatial_bias, stride)
+        hidden = torch.relu(x.mean((2, 3)) @ squeeze_weight.T + squeeze_bias)
+        taps = (hidden @ excite_weight.T + excite_bias).unflatten(1, (x.shape[1], kernel_size**2))
+        std = taps.std(2, keepdim=True) + 1e-10
+        channel = (taps - taps.mean(2, keepdim=True)) / std * scale.view_as(taps[0])
+        channel = channel.unflatten(2, (kernel_size, kernel_size))
+        return reference.forward(x, channel, logits, dilation, stride, *settings)
+
+
+def random_branches_call(choose: random.Random) -> BranchesCall:
+    head = choose.choice([1, 1, 2, 3])
+    batch, channels = choose.choice([1, 2, 3, 9, 17]), head * choose.choice([1, 2, 3, 4, 5, 8, 17, 33])
+    height, width = (choose.choice([1, 2, 3, 5, 7, 8, 9, 13, 16, 17, 20, 31, 33]) for _ in range(2))
+    kernel_size, hidden = choose.choice([3, 3, 3, 5, 7]), choose.choice([1, 3, 8, 15, 16, 17, 35])
+    stride, dilation = choose.choice([1, 1, 2, 3, 40]), choose.choice([1, 1, 2, 50])
+    logits, taps = head * kernel_size**2, channels * kernel_size**2
+    shapes = ((logits, channels), (logits,), (hidden, channels), (hidden,), (taps, hidden), (taps,), (taps,))
+    dtype, layout = choose.choice([torch.float32, torch.float64]), choose.choice(LAYOUTS[:3])
+    x = laid_out(torch.randn(batch, channels, height, width).to(dtype), layout, choose)
+    settings = kernel_size, dilation, stride, head, choose.choice(['mul', 'add']), choose.choice([None, 0.5])
+    tensors = (x, *(torch.randn(shape).to(dtype) for shape in shapes))
+    return BranchesCall(tensors, settings, f'{dtype} {tuple(x.shape)} {layout} {hidden} {settings}')
+
+
 def laid_out(tensor: Tensor, layout: str, choose: random.Random) -> Tensor:
     """The values of a tensor in another layout, amid NaN; of 'expanded' only the first along some dimensions."""
     if layout == 'contiguous':
@@ -107,6 +147,14 @@ def compare(call: Call) -> None:
         error = check.error(result, expected, dtype, memory_format)
         if error > 3 * check.tolerance(dtype):  # a tiny map's largest element may be small against its terms
             raise SystemExit(f'error {error} in {call.label}')
+
+
+def compare_branches(call: BranchesCall) -> None:
+    x = call.tensors[0]
+    # sums of products of sums: the errors of one are the terms of the next
+    error = check.error(call.run(), call.by_definition(), x.dtype, reference.memory_format_of(x))
+    if error > 30 * check.tolerance(x.dtype):
+        raise SystemExit(f'error {error} in {call.label}')
 
 
 def wrong_calls() -> Iterator[tuple[str, Callable[[], object]]]:
@@ -210,6 +258,10 @@ def main(command: str, argument: str, seed: str = '0') -> None:
         call = random_call(choose)
         print(call.label, flush=True)  # the last one is what a crash came of
         compare(replace(call, tensors=tuple(map(guarded, call.tensors))) if command == 'guard' else call)
+        branches_call = random_branches_call(choose)
+        print(branches_call.label, flush=True)
+        tensors = tuple(map(guarded, branches_call.tensors)) if command == 'guard' else branches_call.tensors
+        compare_branches(replace(branches_call, tensors=tensors))
     print(f'{argument} calls agree, {refuse_wrong_calls()} wrong calls were refused')
 
 

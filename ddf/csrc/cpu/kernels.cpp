@@ -1,6 +1,7 @@
 // The kernels of one instruction set; compiled once for each, free of torch.
 #include "kernels.h"
 
+#include "capability.h"
 #include "pixels_filter_gradients.h"
 #include "pixels_gather.h"
 #include "planes_filter_gradients.h"
@@ -9,14 +10,6 @@
 #include "transposed.h"
 #include "whole_planes_filter_gradients.h"
 #include "whole_planes_gather.h"
-
-#ifndef DDF_CPU_CAPABILITY
-#define DDF_CPU_CAPABILITY default
-#endif
-#define DDF_JOIN(a, b) a##b
-#define DDF_NAMED(prefix, name) DDF_JOIN(prefix, name)
-#define DDF_TEXT_OF(name) #name
-#define DDF_TEXT(name) DDF_TEXT_OF(name)
 
 namespace ddf {
 namespace {
@@ -92,10 +85,14 @@ void filter_gradients(const Call& call) {
   });
 }
 
+void dynamic_filter(const Call& call, const Branches& branches) {
+  DDF_NAMED(dynamic_filter_, DDF_CPU_CAPABILITY)(call, branches, forward);
+}
+
 }  // namespace
 
 Kernels DDF_NAMED(kernels_, DDF_CPU_CAPABILITY)() {
-  return {DDF_TEXT(DDF_CPU_CAPABILITY), forward, input_gradient, filter_gradients};
+  return {DDF_TEXT(DDF_CPU_CAPABILITY), forward, input_gradient, filter_gradients, dynamic_filter};
 }
 
 }  // namespace ddf

@@ -37,7 +37,7 @@ class Buffer {
 };
 
 // Who uses a thread's scratch: a kernel, or what runs kernels on maps of its own.
-constexpr int kKernel = 0, kTransposed = 1;
+constexpr int kKernel = 0, kTransposed = 1, kBranches = 2;
 
 // One thread's scratch of `count` elements, valid until its user's next call. Kept between calls of the operators, since
 // fresh pages cost more than the work of a small map.

@@ -1,0 +1,39 @@
+// The spatial filter's logits and the sums over the map, what both layouts share: a task is a run of an image's pixels,
+// of which it takes the logits, and a part of each channel's sum. The runs depend on the shapes alone, and the parts
+// are added in one order, so the results do not depend on the number of threads.
+#pragma once
+
+#include "branches.h"
+#include "scratch.h"
+#include "vector.h"
+
+namespace ddf {
+namespace {
+
+// How an image is cut: runs of its output pixels, and as many runs of all its pixels for the sums.
+struct LogitRuns {
+  int64_t pixels, out_pixels;  // of an image
+  int64_t length, count;
+
+  explicit LogitRuns(const Call& call)
+      : pixels(call.height * call.width), out_pixels(call.out_height * call.out_width) {
+    constexpr int64_t kWantedRuns = 8, kShortest = 32, kLongest = 512;  // the longest fits the second cache
+    length = smaller(round_up(ceil_divide(out_pixels, kWantedRuns), kShortest), kLongest);
+    count = ceil_divide(out_pixels, length);
+  }
+
+  Range outputs(int64_t run) const { return {run * length, smaller((run + 1) * length, out_pixels)}; }
+  Range summed(int64_t run) const { return {pixels * run / count, pixels * (run + 1) / count}; }
+};
+
+inline int64_t logits_of(const Call& call) { return call.head * taps_of(call); }  // of a pixel
+
+// Where an output pixel's input stands among the pixels of its image.
+inline int64_t sampled_pixel(const Call& call, int64_t pixel) {
+  if (call.stride == 1) return pixel;
+  const int64_t row = pixel / call.out_width, column = pixel % call.out_width;
+  return row * call.stride * call.width + column * call.stride;
+}
+
+}  // namespace
+}  // namespace ddf

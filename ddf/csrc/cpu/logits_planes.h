@@ -1,0 +1,119 @@
+// Logits and sums of contiguous maps: vectors of pixels, each of which serves several logits.
+#pragma once
+
+#include "logits.h"
+
+namespace ddf {
+namespace {
+
+constexpr int kLogitRows = 9;  // that a register tile takes at once: all of k = 3
+constexpr int kLogitVectors = kAccumulators >= 16 ? 2 : 1;
+
+template <typename A>
+class PlaneLogits {
+ public:
+  PlaneLogits(const Call& call, const Branches& branches)
+      : call_(call), branches_(branches), logits_(logits_of(call)), groups_(ceil_divide(logits_, kLogitRows)) {}
+
+  // Elements that `pack` writes, and that a thread's `run` needs.
+  int64_t packed_size() const { return groups_ * (call_.channels + 1) * kLogitRows; }
+  int64_t scratch_size() const { return (call_.channels + kLogitRows) * kBlock; }
+
+  // Biases and weights as (groups, 1 + channels, kLogitRows).
+  void pack(A* packed) const {
+    const A *weight = static_cast<const A*>(branches_.spatial_weight),
+            *bias = static_cast<const A*>(branches_.spatial_bias);
+    for (int64_t row = 0; row < groups_ * kLogitRows; ++row) {
+      A* to = packed + row / kLogitRows * (call_.channels + 1) * kLogitRows + row % kLogitRows;
+      const bool is_there = row < logits_;
+      to[0] = is_there ? bias[row] : 0;
+      for (int64_t c = 0; c < call_.channels; ++c) {
+        to[(c + 1) * kLogitRows] = is_there ? weight[row * call_.channels + c] : 0;
+      }
+    }
+  }
+
+  // Writes the channels' sums over the pixels `summed` to `sums`, and the logits of the pixels `outputs`.
+  void run(const A* packed, int64_t image, Range summed, Range outputs, A* sums, A* scratch) const {
+    const int64_t plane = call_.height * call_.width;
+    const A* source = at<const A>(call_.input, image, 0);
+    for (int64_t c = 0; c < call_.channels; ++c) sums[c] = sum(source + c * plane + summed.begin, summed.size());
+    const int64_t out_plane = call_.out_height * call_.out_width;
+    A* to = at<A>(call_.spatial_filter, image, 0);
+    for (int64_t pixel = outputs.begin; pixel < outputs.end; pixel += kBlock) {
+      const int64_t count = smaller<int64_t>(kBlock, outputs.end - pixel);
+      const bool in_place = call_.stride == 1 && count == kBlock;
+      if (!in_place) collect(source, pixel, count, scratch);
+      for (int64_t group = 0; group < groups_; ++group) {
+        multiply(in_place ? source + pixel : scratch, in_place ? plane : kBlock,
+                 packed + group * (call_.channels + 1) * kLogitRows, scratch + call_.channels * kBlock);
+        const int64_t first = group * kLogitRows, rows = smaller<int64_t>(kLogitRows, logits_ - first);
+        for (int64_t row = 0; row < rows; ++row) {
+          copy(to + (first + row) * out_plane + pixel, scratch + (call_.channels + row) * kBlock, count);
+        }
+      }
+    }
+  }
+
+ private:
+  static constexpr int kBlock = kLogitVectors * kLanes<A>;  // pixels
+
+  static DDF_NOINLINE A sum(const A* values, int64_t count) {
+    constexpr int lanes = kLanes<A>, parts = 4;
+    Vector<A> sums[parts];
+    clear(sums);
+    int64_t i = 0;
+    for (; i + parts * lanes <= count; i += parts * lanes) {
+      for (int part = 0; part < parts; ++part) sums[part] += load(values + i + part * lanes);
+    }
+    for (; i + lanes <= count; i += lanes) sums[0] += load(values + i);
+    A total = horizontal_sum<A>((sums[0] + sums[1]) + (sums[2] + sums[3]));
+    for (; i < count; ++i) total += values[i];
+    return total;
+  }
+
+  // A block's pixels as (channels, kBlock), with zeros behind them.
+  DDF_NOINLINE void collect(const A* source, int64_t first, int64_t count, A* to) const {
+    for (int64_t c = 0; c < call_.channels; ++c, source += call_.height * call_.width, to += kBlock) {
+      for (int64_t i = count; i < kBlock; ++i) to[i] = 0;
+      if (call_.stride == 1) {
+        copy(to, source + first, count);
+        continue;
+      }
+      for (int64_t i = 0; i < count;) {
+        const int64_t left = call_.out_width - (first + i) % call_.out_width;  // in this row of the output
+        const int64_t length = smaller(left, count - i);
+        copy_strided(to + i, 1, source + sampled_pixel(call_, first + i), call_.stride, length);
+        i += length;
+      }
+    }
+  }
+
+  // A block of one group of logits, (kLogitRows, kBlock).
+  DDF_NOINLINE void multiply(const A* source, int64_t source_channel, const A* weights, A* to) const {
+    Vector<A> sums[kLogitRows][kLogitVectors];
+    for (int row = 0; row < kLogitRows; ++row) {
+      for (int v = 0; v < kLogitVectors; ++v) sums[row][v] = broadcast(weights[row]);
+    }
+    for (int64_t c = 0; c < call_.channels; ++c, source += source_channel) {
+      weights += kLogitRows;
+      Vector<A> x[kLogitVectors];
+      for (int v = 0; v < kLogitVectors; ++v) x[v] = load(source + v * kLanes<A>);
+#pragma GCC unroll 9
+      for (int row = 0; row < kLogitRows; ++row) {
+        const Vector<A> weight = broadcast(weights[row]);
+        for (int v = 0; v < kLogitVectors; ++v) sums[row][v] += weight * x[v];
+      }
+    }
+    for (int row = 0; row < kLogitRows; ++row) {
+      for (int v = 0; v < kLogitVectors; ++v) store(to + row * kBlock + v * kLanes<A>, sums[row][v]);
+    }
+  }
+
+  const Call& call_;
+  const Branches& branches_;
+  int64_t logits_, groups_;
+};
+
+}  // namespace
+}  // namespace ddf

@@ -1,0 +1,84 @@
+"""A module in one call of the compiled library: in evaluation, where the values of its output are all that is wanted.
+
+On a CPU the branches are many short calls of torch, and the map is read by each of them. `torch.ops.ddf.dynamic_filter`
+takes the map and the weights of both branches, and keeps the filters in the processor's cache. It has neither
+derivatives nor rules for transforms: the layers of the branches serve wherever more than values is wanted.
+"""
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from .branches import ChannelBranch, has_plain_layers, is_plain, is_pointwise, plain_logits
+from .filter_norm import FilterNorm
+from .schemas import dynamic_filter
+
+_DTYPES = (torch.float32, torch.float64)
+
+
+def filter_predicting(
+    x: Tensor, spatial_branch: Any, channel_branch: Any, dilation: int, stride: int, head: int, kernel_combine: str
+) -> Tensor | None:
+    """(B, C, H, W), filtered with what the branches predict from it, to (B, C, Ho, Wo).
+
+    None where the layers of the branches have to be called: there is no kernel, gradients may be wanted, a tracer or a
+    transform looks on, or a layer was replaced, changed or hooked.
+    """
+    if not (_wants_values_alone() and _is_dense(x) and has_kernel()):
+        return None
+    logits = plain_logits(spatial_branch)
+    if logits is None or not is_plain(channel_branch, ChannelBranch):
+        return None
+    layers: tuple[Any, ...] = tuple(channel_branch)
+    if not has_plain_layers(layers):
+        return None
+    convolution, norm_gain = logits
+    _, squeeze, _, excite, norm = layers
+    if not (is_plain(convolution, nn.Conv2d) and is_pointwise(convolution) and is_plain(norm, FilterNorm)):
+        return None
+    if convolution.stride != (stride, stride) or norm.mean is not None or x.shape[1] != convolution.in_channels:
+        return None
+    weights = (
+        *(convolution.weight, convolution.bias, squeeze.weight, squeeze.bias),
+        *(excite.weight, excite.bias, norm.std),
+    )
+    if not all(_is_like(x, weight) for weight in weights):
+        return None
+    return dynamic_filter(x, *weights, norm.kernel_size, dilation, stride, head, kernel_combine, norm_gain)
+
+
+@functools.cache
+def has_kernel() -> bool:
+    """Whether a compiled library serves; plain torch does not know the operator."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key('ddf::dynamic_filter', 'CPU')
+
+
+def _wants_values_alone() -> bool:
+    return not (
+        torch.is_grad_enabled()
+        or forward_ad._current_level >= 0
+        or torch.is_autocast_enabled('cpu')
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack()
+        or torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or nn.modules.module._has_any_global_hook()
+    )
+
+
+def _is_dense(x: Tensor) -> bool:
+    return (
+        type(x) is Tensor
+        and x.dtype in _DTYPES
+        and x.device.type == 'cpu'
+        and x.dim() == 4
+        and x.numel() > 0
+        and (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last))
+    )
+
+
+def _is_like(x: Tensor, weight: Any) -> bool:
+    return type(weight) in (nn.Parameter, Tensor) and weight.dtype == x.dtype and weight.is_contiguous()

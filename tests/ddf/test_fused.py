@@ -1,0 +1,241 @@
+"""The modules in one call of the compiled library: equal to their layers, and left to these wherever more is asked."""
+
+import copy
+from unittest import mock
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import ddf
+from ddf import DDFPack, FilterNorm, fused
+
+LAYOUTS = pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last], ids=str)
+TOLERANCES = {torch.float32: 3e-6, torch.float64: 1e-14}
+
+
+@pytest.fixture(autouse=True)
+def compiled():
+    if 'cpu' not in ddf.build_info().devices:
+        pytest.fail(f'no compiled CPU kernel to test:\n{ddf.build_info()}')
+
+
+@pytest.fixture(autouse=True)
+def random_numbers():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def calls():
+    """How often the operator was called: a list with an entry each."""
+    seen = []
+
+    def call(*arguments):
+        seen.append(arguments)
+        return torch.ops.ddf.dynamic_filter(*arguments)
+
+    with mock.patch.object(fused, 'dynamic_filter', call):
+        yield seen
+
+
+def by_layers(pack, x):
+    with torch.no_grad(), mock.patch.object(fused, 'has_kernel', return_value=False):
+        return pack(x)
+
+
+PACKS = [
+    ((2, 8, 5, 6), {}),
+    ((1, 64, 56, 56), {}),
+    ((3, 66, 17, 13), {'kernel_size': 5, 'stride': 2, 'head': 3, 'kernel_combine': 'add'}),
+    ((2, 130, 7, 7), {}),
+    ((16, 34, 9, 9), {'kernel_size': 7, 'stride': 3, 'head': 2, 'dilation': 2}),
+    ((1, 5, 1, 1), {'se_ratio': 1}),
+    ((2, 16, 3, 28), {'stride': 40}),
+]
+
+
+@LAYOUTS
+@pytest.mark.parametrize('dtype', TOLERANCES, ids=str)
+@pytest.mark.parametrize(('shape', 'settings'), PACKS)
+def test_equals_the_layers(calls, shape, settings, dtype, memory_format):
+    pack = DDFPack(shape[1], dtype=dtype, **settings).eval()
+    x = torch.randn(shape, dtype=dtype).to(memory_format=memory_format)
+    with torch.inference_mode():
+        output = pack(x)
+    expected = by_layers(pack, x)
+    assert len(calls) == 1
+    assert output.stride() == expected.stride()
+    error = (output - expected).abs().max() / expected.abs().max()
+    assert error <= TOLERANCES[dtype]
+
+
+@LAYOUTS
+@pytest.mark.parametrize('batch', [1, 11, 32])
+def test_threads_change_no_bit(batch, memory_format):
+    """Whole images for each thread, or every step shared: by the number of images and of threads."""
+    pack = DDFPack(48, stride=2).eval()
+    x = torch.randn(batch, 48, 23, 20).to(memory_format=memory_format)
+    threads = torch.get_num_threads()
+    outputs = []
+    with torch.inference_mode():
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            outputs.append(pack(x))
+        torch.set_num_threads(threads)
+        alone = torch.cat([pack(image) for image in x.split(1)])
+    assert all(torch.equal(output, outputs[0]) for output in (*outputs, alone))
+
+
+@LAYOUTS
+def test_what_is_not_a_number_stays_in_its_image(memory_format):
+    pack = DDFPack(8).eval()
+    x = torch.randn(3, 8, 9, 9)
+    expected = by_layers(pack, x)
+    x[1, 3, 0, 0] = float('nan')
+    with torch.no_grad():
+        output = pack(x.to(memory_format=memory_format))
+    assert output[1].isnan().any(dim=(1, 2)).all()  # through the channel branch it reaches every channel
+    torch.testing.assert_close(output[::2], expected[::2])
+
+
+def test_filters_of_equal_taps_are_zero():
+    pack = DDFPack(8).eval()
+    for layer in (pack.spatial_branch[0], pack.channel_branch[3]):
+        nn.init.zeros_(layer.weight)
+        nn.init.constant_(layer.bias, 0.1)
+    with torch.no_grad():
+        assert pack(torch.randn(2, 8, 6, 6)).eq(0).all()
+
+
+class Layer(nn.Conv2d):
+    pass
+
+
+def gradients_wanted(pack, x):
+    pack(x)
+
+
+def training(pack, x):
+    pack.train()(x)
+
+
+def autocast(pack, x):
+    with torch.autocast('cpu', torch.bfloat16):
+        pack(x)
+
+
+def forward_mode(pack, x):
+    torch.func.jvp(pack, (x,), (x,))
+
+
+def vmapped(pack, x):
+    torch.vmap(pack)(x[None])
+
+
+def traced(pack, x):
+    program = torch.jit.trace(pack, x, check_trace=False)  # which would call the module once more
+    assert 'dynamic_filter' not in str(program.inlined_graph)
+
+
+def counted(pack, x):
+    with FlopCounterMode(display=False) as counter:
+        pack(x)
+    assert counter.get_total_flops() > 0
+
+
+def exported(pack, x):
+    program = torch.export.export(pack, (x,))
+    assert 'dynamic_filter' not in str(program.graph)
+
+
+def half_precision(pack, x):
+    pack.bfloat16()(x.bfloat16())
+
+
+def other_strides(pack, x):
+    pack(x.transpose(2, 3))
+
+
+def empty(pack, x):
+    pack(x[:0])
+
+
+def hooked(pack, x):
+    pack.channel_branch[1].register_forward_hook(lambda *_: None)
+    pack(x)
+
+
+def hooked_everywhere(pack, x):
+    handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
+    pack(x)
+    handle.remove()
+
+
+def another_layer(pack, x):
+    pack.channel_branch[3] = Layer(1, 72, 1)
+    pack(x)
+
+
+def another_norm(pack, x):
+    pack.channel_branch[4] = FilterNorm(8, 3, 'channel', running_std=True, running_mean=True)
+    pack(x)
+
+
+def without_bias(pack, x):
+    pack.spatial_branch[0] = nn.Conv2d(8, 9, 1, bias=False)
+    pack(x)
+
+
+def parametrised(pack, x):
+    nn.utils.parametrizations.weight_norm(pack.channel_branch[3])
+    pack(x)
+
+
+@pytest.mark.parametrize(
+    'use',
+    [
+        *(gradients_wanted, training, autocast, forward_mode, vmapped, traced, counted, exported, half_precision),
+        *(other_strides, empty, hooked, hooked_everywhere, another_layer, another_norm, without_bias, parametrised),
+    ],
+    ids=lambda use: use.__name__,
+)
+def test_layers_serve_where_more_is_asked(calls, use):
+    pack, x = DDFPack(8).eval(), torch.randn(2, 8, 5, 6)
+    with torch.no_grad():
+        copy.deepcopy(pack)(x)
+        assert len(calls) == 1, 'or what follows would prove nothing'
+    with torch.set_grad_enabled(use is gradients_wanted):
+        use(pack, x)
+    assert len(calls) == 1
+
+
+def test_map_of_other_channels_is_refused_as_by_the_layer():
+    pack = DDFPack(8).eval()
+    with torch.no_grad(), pytest.raises(RuntimeError, match='8'):
+        pack(torch.randn(1, 4, 5, 5))
+
+
+WEIGHTS = [(9, 4), (9,), (2, 4), (2,), (36, 2), (36,), (36,)]
+
+
+@pytest.mark.parametrize('position', range(8))
+def test_wrong_direct_calls_are_refused(position):
+    good = [torch.randn(1, 4, 5, 5), *map(torch.randn, WEIGHTS)]
+    settings = 3, 1, 1, 1, 'mul', 0.5
+    assert torch.ops.ddf.dynamic_filter(*good, *settings).shape == (1, 4, 5, 5)
+    tensor = good[position]
+    for wrong in (
+        tensor[:0],
+        tensor[..., :-1],
+        tensor.double(),
+        tensor.to('meta'),
+        tensor.new_empty(()),
+        tensor.half(),
+    ):
+        arguments = [*good[:position], wrong, *good[position + 1 :]]
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            torch.ops.ddf.dynamic_filter(*arguments, *settings)
+    for wrong_settings in ((5, 1, 1, 1, 'mul', 0.5), (3, 1, 1, 2, 'mul', 0.5), (3, 0, 1, 1, 'mul', 0.5)):
+        with pytest.raises(RuntimeError):
+            torch.ops.ddf.dynamic_filter(*good, *wrong_settings)
