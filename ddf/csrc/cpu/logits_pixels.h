@@ -2,6 +2,7 @@
 #pragma once
 
 #include "logits.h"
+#include "masks.h"
 
 namespace ddf {
 namespace {
@@ -91,15 +92,12 @@ class PixelLogits {
           for (int v = 0; v < vectors; ++v) sums[p][v] += x * weight[v];
         }
       }
-      for (int p = 0; p < smaller<int64_t>(block, outputs.end - pixel); ++p) {
+#pragma GCC unroll 8
+      for (int p = 0; p < block; ++p) {  // unrolled, so that no sum has to have an address
+        if (pixel + p >= outputs.end) break;
         for (int v = 0; v < vectors; ++v) {
-          const int64_t first = row + v * lanes, count = smaller<int64_t>(lanes, logits_ - first);
-          A* place = to + (pixel + p) * logits_ + first;
-          if (count == lanes) {
-            store(place, sums[p][v]);
-          } else {
-            store_first<A>(place, sums[p][v], count);
-          }
+          const int64_t first = row + v * lanes;
+          store_first(to + (pixel + p) * logits_ + first, sums[p][v], logits_ - first);
         }
       }
     }

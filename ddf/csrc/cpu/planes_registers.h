@@ -2,6 +2,7 @@
 // in registers over all taps, and every vector of the spatial filter serves all channels of the group.
 #pragma once
 
+#include "masks.h"
 #include "scratch.h"
 
 namespace ddf {
@@ -41,7 +42,7 @@ DDF_NOINLINE void store_within(const Vector<A>* sums, int channels, int rows, in
         if (place + lanes <= tile.room) {
           store(output, *sums);
         } else if (place < tile.room) {
-          store_first<A>(output, *sums, tile.room - place);
+          store_first(output, *sums, tile.room - place);
         }
       }
     }

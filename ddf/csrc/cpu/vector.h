@@ -194,8 +194,8 @@ DDF_INLINE Vector<A> broadcast(A value) {
 template <typename V>
 DDF_INLINE void clear(V& values) {
   if constexpr (std::is_array_v<V>) {
-    [&]<std::size_t... index>(std::index_sequence<index...>) DDF_ALWAYS_INLINE { (clear(values[index]), ...); }
-    (std::make_index_sequence<std::extent_v<V>>{});
+    [&]<std::size_t... index>(std::index_sequence<index...>)
+        DDF_ALWAYS_INLINE { (clear(values[index]), ...); }(std::make_index_sequence<std::extent_v<V>>{});
   } else {
     values = V{};
   }
@@ -302,6 +302,34 @@ DDF_INLINE void copy_by_lanes(To* to, const From* from, int64_t count) {
   }
 }
 
+template <int lanes, typename V, int... index>
+DDF_INLINE V even_then_odd(V first, V second, std::integer_sequence<int, index...>) {
+  return __builtin_shufflevector(first, second, (index < lanes / 2 ? 2 * index : 2 * index + 1)...);
+}
+
+// Every second of `from`, the same way. The second half of a vector is read one element early, so that nothing behind
+// the last one is touched.
+template <int lanes, typename To, typename From>
+DDF_INLINE void copy_every_second_by_lanes(To* to, const From* from, int64_t count) {
+  using Read = Conversion<From, lanes>;
+  const auto copy_at = [&](int64_t i) {
+    if constexpr (lanes == 1) {
+      Conversion<To, 1>::store(to + i, Read::load(from + 2 * i));
+    } else {
+      const auto first = Read::load(from + 2 * i), second = Read::load(from + 2 * i + lanes - 1);
+      Conversion<To, lanes>::store(to + i,
+                                   even_then_odd<lanes>(first, second, std::make_integer_sequence<int, lanes>{}));
+    }
+  };
+  if (count >= lanes) {
+    int64_t i = 0;
+    for (; i + lanes <= count; i += lanes) copy_at(i);
+    if (i < count) copy_at(count - lanes);
+  } else if constexpr (lanes > 1) {
+    copy_every_second_by_lanes<lanes / 2>(to, from, count);
+  }
+}
+
 template <typename To, typename From>
 DDF_INLINE void copy(To* to, const From* from, int64_t count) {
   copy_by_lanes<kLanes<typename Computed<From>::type>>(to, from, count);
@@ -311,6 +339,9 @@ DDF_INLINE void copy(To* to, const From* from, int64_t count) {
 template <typename To, typename From>
 DDF_NOINLINE void copy_strided(To* to, int64_t to_stride, const From* from, int64_t from_stride, int64_t count) {
   if (to_stride == 1 && from_stride == 1) return copy(to, from, count);
+  if (to_stride == 1 && from_stride == 2) {
+    return copy_every_second_by_lanes<kLanes<typename Computed<From>::type>>(to, from, count);
+  }
   if (to_stride == 1 && from_stride == 0 && count > 0) {
     Conversion<To, 1>::store(to, Conversion<From, 1>::load(from));
     for (int64_t i = 1; i < count; ++i) to[i] = to[0];
@@ -319,13 +350,6 @@ DDF_NOINLINE void copy_strided(To* to, int64_t to_stride, const From* from, int6
   for (int64_t i = 0; i < count; ++i) {
     Conversion<To, 1>::store(to + i * to_stride, Conversion<From, 1>::load(from + i * from_stride));
   }
-}
-
-template <typename A>
-DDF_INLINE void store_first(A* to, Vector<A> value, int64_t count) {
-  A lanes[kLanes<A>];
-  store_raw(lanes, value);
-  copy_by_lanes<kLanes<A> / 2>(to, lanes, count);
 }
 
 }  // namespace

@@ -28,18 +28,6 @@ struct PlaneGroup {
   bool has_neighbours;  // memory around the planes may be read, farther than any tap reaches
 };
 
-// The first lanes of a vector to memory that has no room for all.
-template <typename T>
-DDF_INLINE void store_first_lanes(T* to, Vector<float> value, int64_t count) {
-  if constexpr (__is_same(T, float)) {
-    store_masked(to, value, first_lanes(count));
-  } else {
-    T all[kLanes<float>];
-    store(all, value);
-    __builtin_memcpy(to, all, count * sizeof(T));
-  }
-}
-
 // Where the taps of some vectors read: within their planes, so that a mask is needed only where a tap runs into the
 // neighbouring row, the same for all tap rows; around them, in memory that may be read; or anywhere, so that masked
 // loads alone may touch it. Those take an arithmetic instruction each.
@@ -80,7 +68,7 @@ DDF_INLINE void gather_vectors(const PlaneGroup<T>& group, const Mask* tap_masks
       if (reads == Reads::plane || left >= lanes) {
         store(output, sums[i][v]);
       } else {
-        store_first_lanes(output, sums[i][v], left);
+        store_first(output, sums[i][v], left);
       }
     }
   }
