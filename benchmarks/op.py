@@ -33,7 +33,7 @@ from ddfnet.errors import command
 @command
 def main(argv: list[str]) -> None:
     """Prints case by case, then the table; exits with 1 where results were wrong."""
-    parser = make_parser(__doc__, OPERATION_ROWS, seconds=0.2, rounds=4, visits=3)
+    parser = make_parser(__doc__, OPERATION_ROWS, seconds=0.2, rounds=10, visits=3)
     options = parse(parser, argv, OPERATION_ROWS)
     torch.set_num_threads(options.num_threads)
     torch.manual_seed(0)

@@ -8,7 +8,14 @@
 namespace ddf {
 namespace {
 
-constexpr int kChannelGroup = 4;  // channels that share every load of the spatial filter
+constexpr int kChannelGroup = 4;       // channels that share every load of the spatial filter
+constexpr int64_t kPlaneAhead = 1024;  // elements: the prefetch_distance of planes that are copied one by one
+
+// How far ahead, in elements, the lines of a map are asked for; 0 for one that the second caches hold.
+inline int64_t prefetch_distance(const Call& call, int64_t positions, int64_t distance) {
+  constexpr int64_t kCached = 1 << 20;
+  return call.batch * call.channels * positions > kCached ? distance : 0;
+}
 
 // Whether the planes of a map lie in one piece each.
 inline bool has_whole_planes(const Array& map, int64_t width) { return map.column == 1 && map.row == width; }
@@ -61,10 +68,10 @@ DDF_INLINE void deal(A* even, A* odd, const T* from, int64_t count) {
 }
 
 // Copies the rows of one channel that a tile reads, to (slots, pitch). Places outside of the map are not written: they
-// are zeros from before, and the same for every channel.
+// are zeros from before, and the same for every channel. `ahead`: a prefetch_distance.
 template <typename T, typename A>
 DDF_NOINLINE void load_plane(const RowSlots& row_slots, int64_t height, const ColumnSlots& slots, const T* from,
-                             int64_t row_stride, int64_t column_stride, A* to) {
+                             int64_t row_stride, int64_t column_stride, int64_t ahead, A* to) {
   const auto for_rows = [&](const auto& copy_row) {
     for (int64_t slot = 0; slot < row_slots.count; ++slot) {
       const int64_t row = row_slots.source_row(slot);
@@ -81,6 +88,7 @@ DDF_NOINLINE void load_plane(const RowSlots& row_slots, int64_t height, const Co
     A *to_even = to + even * slots.length + evens.begin, *to_odd = to + (1 - even) * slots.length + odds.begin;
     const int64_t count = evens.size() + larger<int64_t>(odds.size(), 0);
     return for_rows([&](const T* source, A* row) {
+      for (int64_t i = 0; ahead > 0 && i < count; i += 64 / sizeof(T)) __builtin_prefetch(source + i + ahead);
       deal(to_even + (row - to), to_odd + (row - to), source + first_column(even), count);
     });
   }

@@ -114,7 +114,8 @@ class PlaneGradientWorker : GradientWorker<T> {
     const int64_t plane = slots.count * column_slots.pitch, grad_plane = row_range_.size() * spatial_.pitch();
     for (int i = 0; i < channels; ++i) {
       load_plane(slots, call_.height, column_slots, at<const T>(call_.input, image, channel + i), call_.input.row,
-                 call_.input.column, source_ + i * plane);
+                 call_.input.column, prefetch_distance(call_, call_.height * call_.width, kPlaneAhead),
+                 source_ + i * plane);
       const T* grad = at<const T>(call_.output, image, channel + i) + column_range_.begin * call_.output.column;
       for (int64_t row = 0; row < row_range_.size(); ++row) {
         copy_strided(grad_ + i * grad_plane + row * spatial_.pitch(), 1,

@@ -98,9 +98,10 @@ class GatherWorker {
   template <int channels>
   void run_group(int64_t channel) {
     const int64_t plane = row_slots_.count * column_slots_.pitch;
+    const int64_t ahead = prefetch_distance(call_, rows_[0].source_size * columns_[0].source_size, kPlaneAhead);
     for (int i = 0; i < channels; ++i) {
       load_plane(row_slots_, rows_[0].source_size, column_slots_, at<const T>(source_, image_, channel + i),
-                 source_.row, source_.column, source_scratch_ + i * plane);
+                 source_.row, source_.column, ahead, source_scratch_ + i * plane);
     }
     for (int64_t row_phase = 0; row_phase < rows_.count; ++row_phase) {
       for (int64_t column_phase = 0; column_phase < columns_.count; ++column_phase) {

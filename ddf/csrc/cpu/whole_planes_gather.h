@@ -152,6 +152,9 @@ class WholePlanesWorker {
       group.source_channel = source_.channel;
       group.has_neighbours = source_.channel == positions() && reach_ + kLanes<float> <= positions() && channel > 0 &&
                              channel + kPlaneChannels < call_.channels;
+      const int64_t ahead = prefetch_distance(call_, positions(), 8 * kLanes<float>);
+      group.upcoming = ahead > 0 ? at<const T>(source_, image, channel) + reach_ + ahead : nullptr;
+      group.upcoming_channel = source_.channel;
       gather(group, vectors_);
     } else {
       group.source = source_scratch_.origin() + first_tap_;

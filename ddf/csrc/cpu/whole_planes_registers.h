@@ -22,7 +22,7 @@ struct PlaneGroup {
   int64_t masks_tap;
   T* output;
   int64_t output_channel;
-  const T* upcoming;  // in half precision: what is to be converted when position 0 is done
+  const T* upcoming;  // what is to be in the first cache when position 0 is done; nullptr: nothing
   int64_t upcoming_channel;
   int64_t positions;    // of a plane
   bool has_neighbours;  // memory around the planes may be read, farther than any tap reaches
@@ -74,15 +74,17 @@ DDF_INLINE void gather_vectors(const PlaneGroup<T>& group, const Mask* tap_masks
   }
 }
 
-// Asks for the lines that the outputs will be written to, while their sums are taken; and in half precision for a line
-// of each channel to be converted soon, which is what two vectors take.
+// Asks for the lines that the outputs will be written to, while their sums are taken, and for as many of what is
+// upcoming.
 template <int vectors, typename T>
 DDF_INLINE void prefetch(const PlaneGroup<T>& group, int64_t position) {
   constexpr int64_t line = 64 / sizeof(T), lines = ceil_divide(vectors * kLanes<float>, line);
   for (int i = 0; i < kPlaneChannels; ++i) {
-    if (!__is_same(T, float)) __builtin_prefetch(group.upcoming + i * group.upcoming_channel + position);
     T* output = group.output + i * group.output_channel + position;
     for (int64_t l = 0; l < lines; ++l) __builtin_prefetch(output + l * line, 1);
+    if (group.upcoming == nullptr) continue;
+    const T* upcoming = group.upcoming + i * group.upcoming_channel + position;
+    for (int64_t l = 0; l < lines; ++l) __builtin_prefetch(upcoming + l * line);
   }
 }
 
