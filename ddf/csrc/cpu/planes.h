@@ -33,39 +33,58 @@ int64_t known_taps(const Axis& rows, const Axis& columns) {
   return kHasKnownTaps<A, channels> && known && columns.taps == rows.taps ? rows.taps : 0;
 }
 
-// Deals `count` elements out, in turns: the first to `even`, the second to `odd`.
+// Deals `count` elements out, in turns: the first to `even`, the second to `odd`. Made once for many rows.
 template <typename T, typename A>
-DDF_INLINE void deal(A* even, A* odd, const T* from, int64_t count) {
-  constexpr int lanes = kLanes<A>;
-  int64_t i = 0;
-  for (; i + 2 * lanes <= count; i += 2 * lanes) {
-    const Vector<A> first = load(from + i), second = load(from + i + lanes);
-    store(even + i / 2, every_second<0, A>(first, second));
-    store(odd + i / 2, every_second<1, A>(first, second));
-  }
+class Dealer {
+ public:
+  explicit Dealer(int64_t count) : count_(count), pairs_(count / (2 * lanes) * 2 * lanes) {
 #if defined(__AVX512F__)
-  if constexpr (__is_same(A, float)) {
-    const int64_t left = count - i;
-    Vector<A> first, second;
-    if constexpr (__is_same(T, float)) {
-      first = load_masked(from + i, first_lanes(left));
-      second = load_masked(from + i + lanes, first_lanes(left - lanes));
-    } else {
-      T padded[2 * lanes] = {};
-      __builtin_memcpy(padded, from + i, left * sizeof(T));
-      first = load(padded);
-      second = load(padded + lanes);
-    }
-    store_masked(even + i / 2, every_second<0, A>(first, second), first_lanes((left + 1) / 2));
-    return store_masked(odd + i / 2, every_second<1, A>(first, second), first_lanes(left / 2));
-  }
+    const int64_t left = count - pairs_;
+    first_ = first_lanes(left);
+    second_ = first_lanes(left - lanes);
+    even_ = first_lanes((left + 1) / 2);
+    odd_ = first_lanes(left / 2);
 #endif
-  for (; i + 2 <= count; i += 2) {
-    even[i / 2] = Conversion<T, 1>::load(from + i);
-    odd[i / 2] = Conversion<T, 1>::load(from + i + 1);
   }
-  if (i < count) even[i / 2] = Conversion<T, 1>::load(from + i);
-}
+
+  DDF_INLINE void operator()(A* even, A* odd, const T* from) const {
+    int64_t i = 0;
+    for (; i < pairs_; i += 2 * lanes) {
+      const Vector<A> first = load(from + i), second = load(from + i + lanes);
+      store(even + i / 2, every_second<0, A>(first, second));
+      store(odd + i / 2, every_second<1, A>(first, second));
+    }
+#if defined(__AVX512F__)
+    if constexpr (__is_same(A, float)) {
+      Vector<A> first, second;
+      if constexpr (__is_same(T, float)) {
+        first = load_masked(from + i, first_);
+        second = load_masked(from + i + lanes, second_);
+      } else {
+        T padded[2 * lanes] = {};
+        __builtin_memcpy(padded, from + i, (count_ - i) * sizeof(T));
+        first = load(padded);
+        second = load(padded + lanes);
+      }
+      store_masked(even + i / 2, every_second<0, A>(first, second), even_);
+      return store_masked(odd + i / 2, every_second<1, A>(first, second), odd_);
+    }
+#endif
+    for (; i + 2 <= count_; i += 2) {
+      even[i / 2] = Conversion<T, 1>::load(from + i);
+      odd[i / 2] = Conversion<T, 1>::load(from + i + 1);
+    }
+    if (i < count_) even[i / 2] = Conversion<T, 1>::load(from + i);
+  }
+
+ private:
+  static constexpr int lanes = kLanes<A>;
+
+  int64_t count_, pairs_;  // elements, and those of them that fill pairs of vectors
+#if defined(__AVX512F__)
+  Mask first_, second_, even_, odd_;  // of the others
+#endif
+};
 
 // Copies the rows of one channel that a tile reads, to (slots, pitch). Places outside of the map are not written: they
 // are zeros from before, and the same for every channel. `ahead`: a prefetch_distance.
@@ -87,9 +106,10 @@ DDF_NOINLINE void load_plane(const RowSlots& row_slots, int64_t height, const Co
     if (evens.size() <= 0) return;
     A *to_even = to + even * slots.length + evens.begin, *to_odd = to + (1 - even) * slots.length + odds.begin;
     const int64_t count = evens.size() + larger<int64_t>(odds.size(), 0);
+    const Dealer<T, A> deal(count);
     return for_rows([&](const T* source, A* row) {
       for (int64_t i = 0; ahead > 0 && i < count; i += 64 / sizeof(T)) __builtin_prefetch(source + i + ahead);
-      deal(to_even + (row - to), to_odd + (row - to), source + first_column(even), count);
+      deal(to_even + (row - to), to_odd + (row - to), source + first_column(even));
     });
   }
   for (int64_t remainder = 0; remainder < slots.step; ++remainder) {
