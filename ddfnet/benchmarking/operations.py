@@ -95,7 +95,7 @@ class Operation:
             module = DDFPack(self.channels, self.config.kernel_size)
         else:
             return {'ddf': self._ddf, 'unfold': unfolded, 'shifted': shifted, 'compiled': shifted}[self.name]
-        return self.precision.place(module)
+        return self.precision.place(module.train(self.config.train))
 
     def _ddf(self, input: Tensor, channel_filter: Tensor, spatial_filter: Tensor) -> Tensor:
         return ddf(input, channel_filter, spatial_filter, self.config.kernel_size)

@@ -61,6 +61,11 @@ def test_training_leaves_gradients(name):
     assert len(work.held()) == before + leaves
 
 
+@pytest.mark.parametrize('train', [False, True])
+def test_modules_are_in_the_mode_that_is_measured(train):
+    assert operation('module', train=train).function.training == train
+
+
 def test_counts_per_image():
     per_tap = 9 * 6 * 7 * 9 / 1e9
     assert operation('conv').gmacs == pytest.approx(6 * per_tap)
