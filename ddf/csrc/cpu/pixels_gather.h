@@ -207,32 +207,46 @@ class PixelWorker {
         at<T>(output_, image, first) + rows_.output_origin * output_.row + columns_.output_origin * output_.column;
     // a register tile of two pixels and many channels is best, where there are as many
     const int64_t most = channels_per_head(call_) >= kAccumulators / 2 * kLanes<A> ? 2 : 4;
+    // rows that stand as far apart as the taps read the same rows of the map, if these are not sampled
+    const int64_t tap_step = rows_.source_step == 1 ? larger(rows_.source_tap_step, -rows_.source_tap_step) : 1;
+    for (int64_t row = range.begin; row < range.end;) {
+      const int64_t alike = row < inner_rows_.begin ? 1 : smaller(inner_rows_.end, range.end) - row;
+      const int64_t apart = alike >= most * tap_step ? tap_step : 1, rows = pixels_of_a_tile(alike / apart, most);
+      run.tap_rows = taps_on_map(rows_, row);
+      for (int64_t first = row; first < row + apart; ++first) {
+        run.source = source + (first - range.begin) * map.row;
+        run.spatial.data = spatial.data + (first - range.begin) * spatial.row;
+        run.output = output + first * rows_.output_step * output_.row;
+        run_columns(run, map, rows, apart, most);
+      }
+      row += rows * apart;
+    }
+  }
+
+  // Register tiles of rows that stand `apart` from each other, or of neighbours in one row: all columns of a run that
+  // starts at column 0 of the map and of the output, and at the first one at hand of the spatial filter.
+  void run_columns(const PixelRun<T, A>& rows_run, const PixelRows<T>& map, int64_t rows, int64_t apart, int64_t most) {
     const int64_t source_column = columns_.source_step * map.column;
     const int64_t output_row = rows_.output_step * output_.row, output_column = columns_.output_step * output_.column;
-    for (int64_t row = range.begin; row < range.end;) {
-      const int64_t alike_rows = row < inner_rows_.begin ? 1 : smaller(inner_rows_.end, range.end) - row;
-      const int64_t rows = pixels_of_a_tile(alike_rows, most), tile_row = row - range.begin;
-      run.tap_rows = taps_on_map(rows_, row);
-      for (int64_t column = column_range_.begin; column < column_range_.end;) {
-        const int64_t alike_end = smaller(inner_columns_.end, column_range_.end);
-        const int64_t alike = column < inner_columns_.begin ? 1 : larger<int64_t>(alike_end - column, 1);
-        // pixels one below the other share most of the rows that they read, which stay in the first cache
-        const int64_t columns = rows > 1 ? 1 : pixels_of_a_tile(alike, most);
-        run.tiles = alike / columns;
-        run.source_tile = columns * source_column;
-        run.spatial_tile = columns * spatial.column;
-        run.output_tile = columns * output_column;
-        run.source_pixel = rows > 1 ? map.row : source_column;
-        run.spatial_pixel = rows > 1 ? spatial.row : spatial.column;
-        run.output_pixel = rows > 1 ? output_row : output_column;
-        run.tap_columns = taps_on_map(columns_, column);
-        run.source = source + tile_row * map.row + column * source_column;
-        run.spatial.data = spatial.data + tile_row * spatial.row + (column - column_range_.begin) * spatial.column;
-        run.output = output + row * output_row + column * output_column;
-        run_tiles(run, rows * columns);
-        column += run.tiles * columns;
-      }
-      row += rows;
+    PixelRun<T, A> run = rows_run;
+    for (int64_t column = column_range_.begin; column < column_range_.end;) {
+      const int64_t alike_end = smaller(inner_columns_.end, column_range_.end);
+      const int64_t alike = column < inner_columns_.begin ? 1 : larger<int64_t>(alike_end - column, 1);
+      // pixels one below the other share most of the rows that they read, which stay in the first cache
+      const int64_t columns = rows > 1 ? 1 : pixels_of_a_tile(alike, most);
+      run.tiles = alike / columns;
+      run.source_tile = columns * source_column;
+      run.spatial_tile = columns * run.spatial.column;
+      run.output_tile = columns * output_column;
+      run.source_pixel = rows > 1 ? apart * map.row : source_column;
+      run.spatial_pixel = rows > 1 ? apart * run.spatial.row : run.spatial.column;
+      run.output_pixel = rows > 1 ? apart * output_row : output_column;
+      run.tap_columns = taps_on_map(columns_, column);
+      run.source = rows_run.source + column * source_column;
+      run.spatial.data = rows_run.spatial.data + (column - column_range_.begin) * run.spatial.column;
+      run.output = rows_run.output + column * output_column;
+      run_tiles(run, rows * columns);
+      column += run.tiles * columns;
     }
   }
 
