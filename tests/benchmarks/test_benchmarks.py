@@ -1,57 +1,28 @@
 """benchmarks/: what they count, what they refuse, and what they print. No test asserts a time."""
 
 import argparse
-import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import timm
 import torch
 
-from benchmarks import interleaved, model, network, op, roofline, tables, training_loop
+from benchmarks import interleaved, model, network, op, roofline, tables
 from benchmarks.operation import Subjects
 from benchmarks.requirements import MODEL_ROWS, OPERATION_ROWS, Measurement, Row, Setting, verdict
 from ddf import DDFPack, derivatives, fused, operators
 from ddf.check import Case
 from ddfnet.benchmarking.environment import ALLOCATOR, environment
 
-ROOT = Path(__file__).parents[1]
+from .conftest import QUICK, a_row
+
+ROOT = Path(__file__).parents[2]
 CASE = Case((2, 8, 6, 7), 3)
-QUICK = ['--num-threads', '2', '--seconds', '0.001', '--rounds', '2']
 SMALL_NET = [*QUICK, '--num-threads', '1', '--model', 'ddf_mul_resnet26', '--img-size', '32']
-
-
-@pytest.fixture
-def run(monkeypatch, tmp_path) -> Callable[..., tuple[int, dict]]:
-    """Runs a benchmark on small limits and the given rows; gives its exit status and its JSON."""
-    monkeypatch.setattr(roofline, '_LARGE', 2**16)
-    monkeypatch.setattr(roofline, '_MATRIX', 32)
-    monkeypatch.setattr(network, '_SMALL', (2, 3, 32, 32))
-    monkeypatch.delattr(os, 'execve')
-    threads = torch.get_num_threads()
-
-    def run_it(script, rows: list[Row], *flags: str) -> tuple[int, dict]:
-        target = tmp_path / 'x.json'
-        names = {op: 'OPERATION_ROWS', model: 'MODEL_ROWS', training_loop: 'LOOP_ROWS'}
-        monkeypatch.setattr(script, names[script], tuple(rows))
-        monkeypatch.setattr('sys.argv', ['command', *flags, '--json', str(target)])
-        try:
-            status = script.main()
-        except SystemExit as exit_:
-            status = exit_.code
-        return status, json.loads(target.read_text()) if target.exists() else {}
-
-    yield run_it
-    torch.set_num_threads(threads)
-
-
-def a_row(measure: str, *cases: object, required: float | None = 1e9, aim: float | None = 1e9) -> Row:
-    return Row(measure, f'the row {measure}', measure, required, aim, cases)
 
 
 def test_operation(run, capsys):
@@ -300,43 +271,6 @@ def test_wrong_kernel_gets_no_ratio_of_models(run, monkeypatch, setting, module,
     assert case['value'] is None
     assert case['fault'].startswith('ddf_mul_resnet26: ')
     assert '; resnet26' not in case['fault']
-
-
-TINY_LOOP = training_loop.Workload(
-    '--model ddf_mul_resnet26 --model-kwargs channels=(8,8,16,16) --img-size 32 -b 8 --train-num-samples 16'
-)
-
-
-def test_training_loops(run):
-    flags = [*QUICK, '--num-threads', '1', '--visits', '2']
-    status, stored = run(training_loop, [a_row('loop', TINY_LOOP, required=None)], *flags)
-    assert status == 0
-    (case,) = stored['rows'][0]['cases']
-    assert {name: times['passes'] for name, times in case['times'].items()} == {'train.py': 4, 'bare': 4}
-    assert case['value'] > 0
-    assert case['note'].startswith('processor time ')
-    assert case['note'].endswith('; 4 rounds')
-
-
-def test_turns_of_loops_compare_neighbours_in_time():
-    order = []
-    turns = training_loop.take_short_turns(
-        {name: lambda name=name: order.append(name) for name in ('train.py', 'bare')}, 1e-9, 3
-    )
-    assert order[-6:] == ['train.py', 'bare', 'bare', 'train.py', 'train.py', 'bare']
-    epochs = [training_loop.Epoch(wall, 0.0) for wall in (1.0, 10.0, 100.0)]  # a machine that gets slower
-    turns = {'train.py': [training_loop.Epoch(1.01 * epoch.wall, 0.0) for epoch in epochs], 'bare': epochs}
-    assert training_loop._quartiles(turns, lambda epoch: epoch.wall) == pytest.approx((1.01,) * 3)
-
-
-def test_loop_that_trains_otherwise_gets_no_ratio(run, monkeypatch):
-    monkeypatch.setattr(training_loop, 'LabelSmoothingCrossEntropy', lambda smoothing: torch.nn.CrossEntropyLoss())
-    row = a_row('loop', training_loop.Workload(f'{TINY_LOOP} --smoothing 0.2'), required=None)
-    status, stored = run(training_loop, [row], *QUICK, '--num-threads', '1')
-    assert status == 1
-    (case,) = stored['rows'][0]['cases']
-    assert case['value'] is None
-    assert 'losses of the first epoch differ' in case['fault']
 
 
 def test_rows_are_those_of_the_requirements():
