@@ -251,14 +251,15 @@ def main(command: str, argument: str, seed: str = '0') -> None:
             raise SystemExit(f'not noticed: {survivors}')
         print('every short tensor was noticed')
         return
-    choose = random.Random(int(seed))
+    choose, choose_branches = random.Random(int(seed)), random.Random(int(seed))
     torch.manual_seed(int(seed))
     torch.use_deterministic_algorithms(True)  # fills what torch.empty gives with NaN
     for _ in range(int(argument)):
         call = random_call(choose)
         print(call.label, flush=True)  # the last one is what a crash came of
         compare(replace(call, tensors=tuple(map(guarded, call.tensors))) if command == 'guard' else call)
-        branches_call = random_branches_call(choose)
+        with torch.random.fork_rng():  # so that these leave the calls above as they are
+            branches_call = random_branches_call(choose_branches)
         print(branches_call.label, flush=True)
         tensors = tuple(map(guarded, branches_call.tensors)) if command == 'guard' else branches_call.tensors
         compare_branches(replace(branches_call, tensors=tensors))

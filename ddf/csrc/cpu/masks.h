@@ -56,13 +56,14 @@ DDF_INLINE Mask first_lanes(int64_t count) {
 constexpr bool kHasMasks = false;
 #endif
 
-// The first `count` lanes of a vector, to memory that has no room for all.
+// The first `count` lanes of a vector, or all, to memory that may have no room for more.
 template <typename T>
 DDF_INLINE void store_first(T* to, Vector<typename Computed<T>::type> value, int64_t count) {
   using A = typename Computed<T>::type;
 #if defined(__AVX512F__)
   if constexpr (__is_same(T, float)) return store_masked(to, value, first_lanes(count));
 #endif
+  if (count >= kLanes<A>) return store(to, value);
   T lanes[kLanes<A>];
   store(lanes, value);
   if constexpr (__is_same(T, A)) {
