@@ -2,7 +2,7 @@
 
 import contextlib
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from unittest import mock
 
@@ -160,9 +160,9 @@ def _gradients(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
-def _by_definition() -> contextlib.ExitStack:
+@contextlib.contextmanager
+def _by_definition() -> Iterator[None]:
     """Within it the operation runs in plain torch, by its definition, and its modules by their layers."""
-    stack = contextlib.ExitStack()
-    stack.enter_context(mock.patch.object(operators, 'forward', reference.forward))
-    stack.enter_context(mock.patch.object(fused, 'has_kernel', return_value=False))
-    return stack
+    operation = mock.patch.object(operators, 'forward', reference.forward)
+    with operation, mock.patch.object(fused, 'has_kernel', return_value=False):
+        yield

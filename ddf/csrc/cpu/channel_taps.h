@@ -61,16 +61,15 @@ DDF_NOINLINE void linear(const A* weights, const A* bias, int64_t rows, const Fa
   for (; row < rows; ++row) add_products<1>(weights + row * factor.length, factor, to + row);
 }
 
-// (batch, hidden): what the first layer and its ReLU make of the sums, (batch, runs, channels). `means` has room for
-// (batch, channels).
+// (batch, hidden): what the first layer and its ReLU make of the sums, (batch, runs, channels), which
+// are added up in the first run's place.
 template <typename A>
-void squeeze(const Call& call, const Branches& branches, const A* sums, int64_t runs, A* means, A* hidden) {
+void squeeze(const Call& call, const Branches& branches, A* sums, int64_t runs, A* hidden) {
   const A count = static_cast<A>(call.height * call.width);
   parallel(call, call.batch, [&](int64_t begin, int64_t end) {
     for (int64_t image = begin; image < end; ++image) {
-      A *mean = means + image * call.channels, *to = hidden + image * branches.hidden;
-      const A* part = sums + image * runs * call.channels;
-      for (int64_t c = 0; c < call.channels; ++c) mean[c] = part[c];
+      A *mean = sums + image * runs * call.channels, *to = hidden + image * branches.hidden;
+      const A* part = mean;
       for (int64_t run = 1; run < runs; ++run) {
         part += call.channels;
         for (int64_t c = 0; c < call.channels; ++c) mean[c] += part[c];

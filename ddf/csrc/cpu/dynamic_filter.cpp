@@ -18,15 +18,15 @@ template <typename A, typename Logits>
 class Prediction {
  public:
   Prediction(const Call& call, const Branches& branches)
-      : call_(call), branches_(branches), logits_(call, branches), runs_(call) {}
+      : call_(call), branches_(branches), logits_(call), runs_(call) {}
 
   int64_t scratch_size() const {
-    return logits_.packed_size() + call_.batch * ((runs_.count + 1) * call_.channels + branches_.hidden);
+    return logits_.packed_size() + call_.batch * (runs_.count * call_.channels + branches_.hidden);
   }
 
   void run(A* packed) const {
-    A *sums = packed + logits_.packed_size(), *means = sums + call_.batch * runs_.count * call_.channels;
-    logits_.pack(packed);
+    A *sums = packed + logits_.packed_size(), *hidden = sums + call_.batch * runs_.count * call_.channels;
+    logits_.pack(branches_, packed);
     parallel(call_, call_.batch * runs_.count, [&](int64_t begin, int64_t end) {
       A* scratch = thread_scratch<A>(logits_.scratch_size());
       for (int64_t task = begin; task < end; ++task) {
@@ -34,8 +34,7 @@ class Prediction {
         logits_.run(packed, image, runs_.summed(run), runs_.outputs(run), sums + task * call_.channels, scratch);
       }
     });
-    A* hidden = means + call_.batch * call_.channels;
-    squeeze(call_, branches_, sums, runs_.count, means, hidden);
+    squeeze(call_, branches_, sums, runs_.count, hidden);
     excite(call_, branches_, hidden);
   }
 

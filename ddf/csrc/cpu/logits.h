@@ -35,5 +35,18 @@ inline int64_t sampled_pixel(const Call& call, int64_t pixel) {
   return row * call.stride * call.width + column * call.stride;
 }
 
+// The spatial branch's biases and weights as (groups, 1 + channels, rows), with zeros for rows that are not there.
+template <typename A>
+void pack_logits(const Call& call, const Branches& branches, int64_t groups, int64_t rows, A* packed) {
+  const A *weight = static_cast<const A*>(branches.spatial_weight),
+          *bias = static_cast<const A*>(branches.spatial_bias);
+  for (int64_t row = 0; row < groups * rows; ++row) {
+    A* to = packed + row / rows * (call.channels + 1) * rows + row % rows;
+    const bool is_there = row < logits_of(call);
+    to[0] = is_there ? bias[row] : 0;
+    for (int64_t c = 0; c < call.channels; ++c) to[(c + 1) * rows] = is_there ? weight[row * call.channels + c] : 0;
+  }
+}
+
 }  // namespace
 }  // namespace ddf

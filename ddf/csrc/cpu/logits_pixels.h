@@ -10,25 +10,14 @@ namespace {
 template <typename A>
 class PixelLogits {
  public:
-  PixelLogits(const Call& call, const Branches& branches)
-      : call_(call), branches_(branches), logits_(logits_of(call)), pitch_(round_up(logits_, kLanes<A>)) {}
+  explicit PixelLogits(const Call& call)
+      : call_(call), logits_(logits_of(call)), pitch_(round_up(logits_, kLanes<A>)) {}
 
   // Elements that `pack` writes, and that a thread's `run` needs.
   int64_t packed_size() const { return (call_.channels + 1) * pitch_; }
   int64_t scratch_size() const { return 0; }
 
-  // Biases and weights as (1 + channels, pitch).
-  void pack(A* packed) const {
-    const A *weight = static_cast<const A*>(branches_.spatial_weight),
-            *bias = static_cast<const A*>(branches_.spatial_bias);
-    for (int64_t row = 0; row < pitch_; ++row) {
-      const bool is_there = row < logits_;
-      packed[row] = is_there ? bias[row] : 0;
-      for (int64_t c = 0; c < call_.channels; ++c) {
-        packed[(c + 1) * pitch_ + row] = is_there ? weight[row * call_.channels + c] : 0;
-      }
-    }
-  }
+  void pack(const Branches& branches, A* packed) const { pack_logits(call_, branches, 1, pitch_, packed); }
 
   // Writes the channels' sums over the pixels `summed` to `sums`, and the logits of the pixels `outputs`.
   void run(const A* packed, int64_t image, Range summed, Range outputs, A* sums, A*) const {
@@ -104,7 +93,6 @@ class PixelLogits {
   }
 
   const Call& call_;
-  const Branches& branches_;
   int64_t logits_, pitch_;
 };
 

@@ -12,26 +12,14 @@ constexpr int kLogitVectors = kAccumulators >= 16 ? 2 : 1;
 template <typename A>
 class PlaneLogits {
  public:
-  PlaneLogits(const Call& call, const Branches& branches)
-      : call_(call), branches_(branches), logits_(logits_of(call)), groups_(ceil_divide(logits_, kLogitRows)) {}
+  explicit PlaneLogits(const Call& call)
+      : call_(call), logits_(logits_of(call)), groups_(ceil_divide(logits_, kLogitRows)) {}
 
   // Elements that `pack` writes, and that a thread's `run` needs.
   int64_t packed_size() const { return groups_ * (call_.channels + 1) * kLogitRows; }
   int64_t scratch_size() const { return (call_.channels + kLogitRows) * kBlock; }
 
-  // Biases and weights as (groups, 1 + channels, kLogitRows).
-  void pack(A* packed) const {
-    const A *weight = static_cast<const A*>(branches_.spatial_weight),
-            *bias = static_cast<const A*>(branches_.spatial_bias);
-    for (int64_t row = 0; row < groups_ * kLogitRows; ++row) {
-      A* to = packed + row / kLogitRows * (call_.channels + 1) * kLogitRows + row % kLogitRows;
-      const bool is_there = row < logits_;
-      to[0] = is_there ? bias[row] : 0;
-      for (int64_t c = 0; c < call_.channels; ++c) {
-        to[(c + 1) * kLogitRows] = is_there ? weight[row * call_.channels + c] : 0;
-      }
-    }
-  }
+  void pack(const Branches& branches, A* packed) const { pack_logits(call_, branches, groups_, kLogitRows, packed); }
 
   // Writes the channels' sums over the pixels `summed` to `sums`, and the logits of the pixels `outputs`.
   void run(const A* packed, int64_t image, Range summed, Range outputs, A* sums, A* scratch) const {
@@ -111,7 +99,6 @@ class PlaneLogits {
   }
 
   const Call& call_;
-  const Branches& branches_;
   int64_t logits_, groups_;
 };
 
