@@ -68,6 +68,24 @@ def test_wide_rows_of_larger_kernels(case):
     assert_agrees(case, torch.float32)
 
 
+# channels_last maps of three taps a row, some with more channels than a few columns may have to be taken at once
+SLIDING_ROWS = [
+    Case((2, 1024, 5, 21), 3, channels_last=True),
+    Case((1, 2048, 4, 9), 3, dilation=2, kernel_combine='add', channels_last=True),
+    Case((2, 1040, 6, 14), 3, dilation=4, channels_last=True, norm_gain=0.5),
+    Case((2, 96, 3, 7), 3, dilation=2, head=2, channels_last=True, filters='batch 1'),
+    Case((3, 40, 2, 2), 3, kernel_combine='add', channels_last=True, filters='expanded'),
+    Case((2, 56, 9, 1), 3, channels_last=True),
+    Case((1, 17, 30, 700), 3, channels_last=True),
+]
+
+
+@pytest.mark.parametrize('dtype', check.DTYPES, ids=str)
+@pytest.mark.parametrize('case', SLIDING_ROWS, ids=str)
+def test_rows_of_channels_last_maps(case, dtype):
+    assert_agrees(case, dtype)
+
+
 @pytest.mark.parametrize('kernel_combine', ['mul', 'add'])
 @pytest.mark.parametrize('kernel_size', [1, 3, 5, 7, 9])
 def test_small_sizes(kernel_size, kernel_combine):
@@ -108,7 +126,7 @@ DETERMINISM = [
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize('case', [*DETERMINISM, *SMALL_MAPS[:3], *WIDE_ROWS[:3]], ids=str)
+@pytest.mark.parametrize('case', [*DETERMINISM, *SMALL_MAPS[:3], *WIDE_ROWS[:3], *SLIDING_ROWS[:3]], ids=str)
 def test_results_do_not_depend_on_run_or_number_of_threads(case, dtype):
     tensors, threads = case.tensors(dtype), torch.get_num_threads()
     try:

@@ -1,110 +1,29 @@
 // Forward pass and gradient of the input, for channels_last maps.
 //
 // A task is a few output rows of one image, or some columns of them where wide rows in half precision are converted.
-// The accumulators of a few pixels and several vectors of channels stay in registers over all taps; every vector of the
-// channel filter serves all these pixels, every element of the spatial filter all channels.
+// They are cut into register tiles of a few pixels, or slide along rows where there are registers enough.
 #pragma once
 
 #include "pixels.h"
+#include "pixels_registers.h"
+#include "pixels_sliding.h"
 
 namespace ddf {
 namespace {
-
-// Register tiles of some pixels, side by side or one below the other, and side by side themselves, that the same taps
-// serve; distances in elements.
-template <typename T, typename A>
-struct PixelRun {
-  int64_t tiles, source_tile, spatial_tile, output_tile;  // how many, and from one to the next
-  const A* source;                                        // at the first pixel, tap (0, 0), which may lie off the map
-  int64_t source_pixel, source_tap_row, source_tap_column;
-  SpatialView<A> spatial;  // data at the first pixel; of its distances those between taps count
-  int64_t spatial_pixel;
-  const A* channel_filter;
-  int64_t filter_tap_row, filter_tap_column;
-  T* output;
-  int64_t output_pixel;
-  Range tap_rows, tap_columns;
-};
-
-// The number of taps in a row, as far as the compiler may know it: 3, few enough for one sum, or any.
-constexpr int kFewTaps = 0, kAnyTaps = -1;
-
-template <Combine combine, int taps, int pixels, int vectors, typename T, typename A>
-DDF_INLINE void gather_pixels(const PixelRun<T, A>& run, int64_t channel) {
-  constexpr int lanes = kLanes<A>;
-  Vector<A> sums[pixels][vectors];
-  [[maybe_unused]] Vector<A> earlier_rows[pixels][vectors];
-  clear(sums);
-  if constexpr (taps == kAnyTaps) clear(earlier_rows);
-  const int64_t first_row = run.tap_rows.begin, first_column = run.tap_columns.begin;
-  const int64_t tap_columns = taps > 0 ? taps : run.tap_columns.size();
-  const int64_t pixel = run.source_pixel, spatial_pixel = run.spatial_pixel, output_pixel = run.output_pixel;
-  const A* x_row = run.source + first_row * run.source_tap_row + first_column * run.source_tap_column + channel;
-  const A* s_row = run.spatial.data + first_row * run.spatial.tap_row + first_column * run.spatial.tap_column;
-  const A* c_row = run.channel_filter + first_row * run.filter_tap_row + first_column * run.filter_tap_column + channel;
-  for (int64_t n = first_row; n < run.tap_rows.end; ++n) {
-    const A *x = x_row, *s = s_row, *c = c_row;
-#pragma GCC unroll 3
-    for (int64_t m = 0; m < tap_columns; ++m) {
-      Vector<A> spatial[pixels];
-      const A* at_pixel[pixels];
-      for (int p = 0; p < pixels; ++p) {
-        spatial[p] = broadcast(s[p * spatial_pixel]);
-        at_pixel[p] = opaque(p == 0 ? x : at_pixel[p - 1] + pixel);
-      }
-      for (int v = 0; v < vectors; ++v) {
-        const Vector<A> filter = load(c + v * lanes);
-        for (int p = 0; p < pixels; ++p) {
-          sums[p][v] += tap_weight<combine>(filter, spatial[p]) * load(at_pixel[p] + v * lanes);
-        }
-      }
-      x = opaque(x + run.source_tap_column);
-      s = opaque(s + run.spatial.tap_column);
-      c = opaque(c + run.filter_tap_column);
-    }
-    x_row += run.source_tap_row;
-    s_row += run.spatial.tap_row;
-    c_row += run.filter_tap_row;
-    if constexpr (taps == kAnyTaps) {
-      end_tap_row<pixels * vectors>(&sums[0][0], &earlier_rows[0][0], n + 1 == run.tap_rows.end);
-    }
-  }
-  T* output = run.output + channel;
-  for (int p = 0; p < pixels; ++p) {
-    for (int v = 0; v < vectors; ++v) store(output + p * output_pixel + v * lanes, sums[p][v]);
-  }
-}
-
-// All channels of a head. The last vector overlaps the one before: it computes the same values again.
-template <Combine combine, int taps, int pixels, typename T, typename A>
-DDF_NOINLINE void gather_channels(PixelRun<T, A> run, int64_t channels) {
-  constexpr int lanes = kLanes<A>, most = kAccumulators / (pixels > 1 ? pixels : 2);
-  for (int64_t tile = 0; tile < run.tiles; ++tile) {
-    int64_t channel = 0;
-    for (; channel + most * lanes <= channels; channel += most * lanes) {
-      gather_pixels<combine, taps, pixels, most>(run, channel);
-    }
-    for (; channel + lanes <= channels; channel += lanes) gather_pixels<combine, taps, pixels, 1>(run, channel);
-    if (channel < channels) gather_pixels<combine, taps, pixels, 1>(run, channels - lanes);
-    run.source += run.source_tile;
-    run.spatial.data += run.spatial_tile;
-    run.output += run.output_tile;
-  }
-}
-
-template <Combine combine, int pixels, typename T, typename A>
-void gather_channels_of(const PixelRun<T, A>& run, int64_t channels) {
-  const int64_t taps = run.tap_columns.size();
-  if (taps == 3) return gather_channels<combine, 3, pixels>(run, channels);
-  if (taps <= kMostTapsInOneSum) return gather_channels<combine, kFewTaps, pixels>(run, channels);
-  gather_channels<combine, kAnyTaps, pixels>(run, channels);
-}
 
 struct PixelTiling {
   int64_t rows, columns, row_tiles, column_tiles;
 
   int64_t tiles() const { return row_tiles * column_tiles; }
 };
+
+// Elements of the map that are converted for a tile.
+template <typename T>
+int64_t source_scratch(const Call& call, const AxisSet& rows, const Axis& columns, int64_t tile_rows,
+                       int64_t tile_columns) {
+  if (slides(rows[0], columns)) return 0;
+  return PixelRows<T>::scratch_size(call, rows, columns, tile_rows, tile_columns);
+}
 
 // Rows of one task share what the copies to scratch cost at their borders, as far as the copies stay in the cache; with
 // fewer columns, where a few rows are too much.
@@ -113,7 +32,7 @@ PixelTiling make_pixel_tiling(const Call& call, const Axis& rows, const Axis& co
   constexpr int64_t kMostRows = 8, kFewestColumns = 16, kScratchElements = 96 << 10;
   const AxisSet row_set(&rows, 1), column_set(&columns, 1);
   const auto fits = [&](int64_t tile_rows, int64_t tile_columns) {
-    const int64_t map = PixelRows<T>::scratch_size(call, row_set, columns, tile_rows, tile_columns);
+    const int64_t map = source_scratch<T>(call, row_set, columns, tile_rows, tile_columns);
     const int64_t spatial = SpatialTile<T>(call, row_set, column_set, {0, tile_rows}, {0, tile_columns}).size();
     return map + spatial <= kScratchElements;
   };
@@ -153,7 +72,7 @@ class PixelWorker {
     const int64_t spatial =
         in_place() ? 0 : SpatialTile<T>(call, row_set_, column_set_, {0, tiling.rows}, {0, tiling.columns}).size();
     filters_ = thread_scratch<A>(filter_size + spatial +
-                                 PixelRows<T>::scratch_size(call, row_set_, columns, tiling.rows, tiling.columns));
+                                 source_scratch<T>(call, row_set_, columns, tiling.rows, tiling.columns));
     spatial_scratch_ = filters_ + filter_size;
     source_scratch_ = spatial_scratch_ + spatial;
   }
@@ -168,6 +87,10 @@ class PixelWorker {
                   column = tile % tiling_.column_tiles * tiling_.columns;
     const Range range{row, smaller(row + tiling_.rows, rows_.outputs)};
     column_range_ = {column, smaller(column + tiling_.columns, columns_.outputs)};
+    if (slides(rows_, columns_)) {
+      for (int64_t head = 0; head < call_.head; ++head) slide_over(image, head, range);
+      return;
+    }
     const PixelRows<T> source(call_, row_set_, columns_, range, column_range_, source_, image, source_scratch_);
     for (int64_t head = 0; head < call_.head; ++head) run_head(image, head, range, source);
   }
@@ -220,6 +143,25 @@ class PixelWorker {
         run_columns(run, map, rows, apart, most);
       }
       row += rows * apart;
+    }
+  }
+
+  void slide_over(int64_t image, int64_t head, Range range) {
+    if constexpr (kSlides) {
+      const int64_t first = head * channels_per_head(call_);
+      SlidingTile<T> tile{};
+      tile.rows = range;
+      tile.columns = column_range_;
+      tile.source = at<const T>(source_, image, first);
+      tile.source_row = source_.row;
+      tile.source_column = source_.column;
+      tile.spatial = view(image, head, range);
+      tile.channel_filter = filters_ + first;
+      tile.filter_tap = call_.channels;
+      tile.output = at<T>(output_, image, first);
+      tile.output_row = output_.row;
+      tile.output_column = output_.column;
+      slide(call_, rows_, columns_, tile);
     }
   }
 
