@@ -39,6 +39,8 @@ SMALL_MAPS = [
     Case((4, 150, 14, 13), 3, stride=2, norm_gain=0.5),
     Case((2, 96, 5, 7), 3, stride=3, dilation=2, head=3, norm_gain=0.5),
     Case((4, 33, 9, 20), 7, dilation=2),
+    Case((3, 16, 5, 10), 5, norm_gain=0.5),
+    Case((2, 8, 13, 10), 3, dilation=2, kernel_combine='add'),
     Case((4, 64, 3, 1), 3, filters='batch 1'),
     Case((4, 64, 7, 7), 3, kernel_combine='add', filters='expanded'),
     Case((1, 200, 2, 7), 1),

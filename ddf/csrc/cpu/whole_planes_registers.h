@@ -88,6 +88,34 @@ DDF_INLINE void prefetch(const PlaneGroup<T>& group, int64_t position) {
   }
 }
 
+constexpr int64_t kFewPositions = 2;  // at the end of a plane: taken one by one, a vector of theirs would be empty
+
+// The positions of a plane from `position` on, in the last vector. Most of their taps miss the map.
+template <Combine combine, int taps, typename T>
+DDF_NOINLINE void gather_last(const PlaneGroup<T>& group, const Mask* tap_masks, int64_t position) {
+  for (int lane = 0; position + lane < group.positions; ++lane) {
+    const float *source[taps * taps], *filter[taps * taps];
+    float spatial[taps * taps];
+    int64_t count = 0;
+    for (int64_t m = 0; m < taps; ++m) {
+      for (int64_t n = 0; n < taps; ++n) {
+        if ((tap_masks[(n * taps + m) * group.masks_tap] >> lane & 1) == 0) continue;
+        source[count] = group.source + position + lane + n * group.source_tap_row + m * group.source_tap_column;
+        filter[count] = group.channel_filter + n * taps + m;
+        spatial[count++] =
+            group.spatial.data[position + lane + n * group.spatial.tap_row + m * group.spatial.tap_column];
+      }
+    }
+    for (int i = 0; i < kPlaneChannels; ++i) {
+      float sum = 0;
+      for (int64_t t = 0; t < count; ++t) {
+        sum += tap_weight<combine>(filter[t][i * taps * taps], spatial[t]) * source[t][i * group.source_channel];
+      }
+      Conversion<T, 1>::store(group.output + i * group.output_channel + position + lane, sum);
+    }
+  }
+}
+
 // The vectors of a range. Those in `inner` read nothing outside of their planes.
 template <Combine combine, int taps, typename T>
 DDF_NOINLINE void gather_range(const PlaneGroup<T>& group, Range vectors, Range inner) {
@@ -103,9 +131,12 @@ DDF_NOINLINE void gather_range(const PlaneGroup<T>& group, Range vectors, Range 
       gather_vectors<combine, taps, count, Reads::anywhere>(group, masks, v * lanes);
     }
   };
+  const bool ends_with_few = group.positions - (vectors.end - 1) * lanes <= kFewPositions;
+  if (ends_with_few) --vectors.end;
   int64_t v = vectors.begin;
   for (; v + most <= vectors.end; v += most) run.template operator()<most>(v);
   for (; v < vectors.end; ++v) run.template operator()<1>(v);
+  if (ends_with_few) gather_last<combine, taps>(group, group.masks + v, v * lanes);
 }
 #endif
 
