@@ -29,7 +29,8 @@ int64_t source_scratch(const Call& call, const AxisSet& rows, const Axis& column
 // fewer columns, where a few rows are too much.
 template <typename T>
 PixelTiling make_pixel_tiling(const Call& call, const Axis& rows, const Axis& columns) {
-  constexpr int64_t kMostRows = 8, kFewestColumns = 16, kScratchElements = 96 << 10;
+  constexpr int64_t kFewestColumns = 16, kScratchElements = 96 << 10;
+  const int64_t most_rows = slides(rows, columns) ? 32 : 8;
   const AxisSet row_set(&rows, 1), column_set(&columns, 1);
   const auto fits = [&](int64_t tile_rows, int64_t tile_columns) {
     const int64_t map = source_scratch<T>(call, row_set, columns, tile_rows, tile_columns);
@@ -38,7 +39,7 @@ PixelTiling make_pixel_tiling(const Call& call, const Axis& rows, const Axis& co
   };
   const int64_t for_every_thread = ceil_divide(call.batch * rows.outputs, 4 * call.threads);
   PixelTiling tiling{};
-  tiling.rows = smaller(smaller(for_every_thread, kMostRows), rows.outputs);
+  tiling.rows = smaller(smaller(for_every_thread, most_rows), rows.outputs);
   tiling.columns = columns.outputs;
   if constexpr (!__is_same(T, typename Computed<T>::type)) {
     while (tiling.columns > kFewestColumns && !fits(tiling.rows, tiling.columns)) {
@@ -46,6 +47,8 @@ PixelTiling make_pixel_tiling(const Call& call, const Axis& rows, const Axis& co
     }
   }
   while (tiling.rows > 1 && !fits(tiling.rows, tiling.columns)) --tiling.rows;
+  tiling.row_tiles = ceil_divide(rows.outputs, tiling.rows);
+  tiling.rows = ceil_divide(rows.outputs, tiling.row_tiles);
   tiling.row_tiles = ceil_divide(rows.outputs, tiling.rows);
   tiling.column_tiles = ceil_divide(columns.outputs, tiling.columns);
   return tiling;
