@@ -20,12 +20,24 @@ _DTYPES = (torch.float32, torch.float64)
 
 
 def filter_predicting(
-    x: Tensor, spatial_branch: Any, channel_branch: Any, dilation: int, stride: int, head: int, kernel_combine: str
+    x: Tensor,
+    spatial_branch: Any,
+    channel_branch: Any,
+    dilation: int,
+    stride: int,
+    head: int,
+    kernel_combine: str,
+    before: tuple[nn.Module, nn.Module] | None = None,
+    after: tuple[nn.Module, nn.Module] | None = None,
 ) -> Tensor | None:
     """(B, C, H, W), filtered with what the branches predict from it, to (B, C, Ho, Wo).
 
-    None where the layers of the branches have to be called: there is no kernel, gradients may be wanted, a tracer or a
-    transform looks on, or a layer was replaced, changed or hooked.
+    None where the layers have to be called: there is no kernel, gradients may be wanted, a tracer or a transform looks
+    on, or a layer was replaced, changed or hooked.
+
+    Args:
+        before: A BatchNorm2d in evaluation and a ReLU, through which x passes first.
+        after: The same for the output.
     """
     if not (_wants_values_alone() and _is_dense(x) and has_kernel()):
         return None
@@ -45,9 +57,23 @@ def filter_predicting(
         *(convolution.weight, convolution.bias, squeeze.weight, squeeze.bias),
         *(excite.weight, excite.bias, norm.std),
     )
-    if not all(_is_like(x, weight) for weight in weights):
+    norms = [_norm_values(x, layers) for layers in (before, after)]
+    if None in norms or not all(_is_like(x, weight) for weight in weights):
         return None
-    return dynamic_filter(x, *weights, norm.kernel_size, dilation, stride, head, kernel_combine, norm_gain)
+    eps = [0.0 if layers is None else layers[0].eps for layers in (before, after)]
+    settings = norm.kernel_size, dilation, stride, head, kernel_combine, norm_gain
+    return dynamic_filter(x, *weights, *settings, *norms, *eps)
+
+
+def _norm_values(x: Tensor, layers: tuple[Any, Any] | None) -> list[Tensor] | None:
+    """Weight, bias, mean and variance of a BatchNorm in evaluation with a ReLU behind it; None where it is another."""
+    if layers is None:
+        return []
+    norm, activation = layers
+    if not (is_plain(norm, nn.BatchNorm2d) and is_plain(activation, nn.ReLU)) or norm.training:
+        return None
+    values = [norm.weight, norm.bias, norm.running_mean, norm.running_var]
+    return values if all(_is_like(x, value) and value.shape == x.shape[1:2] for value in values) else None
 
 
 @functools.cache

@@ -128,13 +128,30 @@ class DDFPack(_DynamicFilter):
         if torch.jit.is_scripting():
             spatial_filter = self.spatial_branch(x)
         else:  # not compiled by TorchScript
-            settings = self.dilation, self.stride, self.head, self.kernel_combine
-            if not self.training:
-                output = filter_predicting(x, self.spatial_branch, self.channel_branch, *settings)
-                if output is not None:
-                    return output
+            output = self.in_one_call(x)
+            if output is not None:
+                return output
             spatial_filter, norm_gain = filters_or_logits(self.spatial_branch, x)
         return self._filtered(x, self.channel_branch(x), spatial_filter, norm_gain)
+
+    def in_one_call(
+        self,
+        x: Tensor,
+        before: tuple[nn.Module, nn.Module] | None = None,
+        after: tuple[nn.Module, nn.Module] | None = None,
+    ) -> Tensor | None:
+        """`forward` in one call of the compiled library: in evaluation on a CPU, float32 or float64, gradients off.
+
+        None where that does not serve: in training, with hooks or other layers, under transforms and tracers.
+
+        Args:
+            before: A BatchNorm2d in evaluation and a ReLU, through which x passes first.
+            after: The same for the output.
+        """
+        if self.training:
+            return None
+        settings = self.dilation, self.stride, self.head, self.kernel_combine
+        return filter_predicting(x, self.spatial_branch, self.channel_branch, *settings, before, after)
 
 
 class DDFUpPack(_DynamicFilter):

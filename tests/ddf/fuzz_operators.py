@@ -24,6 +24,7 @@ from ddf import check, reference
 
 OPERATORS = ('forward', 'input_gradient', 'filter_gradients')
 NAMES = ('grad_output', 'input', 'channel_filter', 'spatial_filter')
+EPS = 1e-5, 1e-3  # of the norms
 LAYOUTS = ('contiguous', 'channels_last', 'at the end', 'gaps', 'steps', 'permuted', 'expanded')
 
 
@@ -72,27 +73,37 @@ def random_call(choose: random.Random) -> Call:
 
 @dataclass(frozen=True)
 class BranchesCall:
-    """Arguments of `dynamic_filter`: a map, weights and biases, settings."""
+    """Arguments of `dynamic_filter`: a map, weights and biases, settings, the norms of the map and of the output."""
 
     tensors: tuple[Tensor, ...]
     settings: tuple[int, int, int, int, str, float | None]
+    norms: tuple[list[Tensor], list[Tensor]]
     label: str
 
     def run(self) -> Tensor:
-        return torch.ops.ddf.dynamic_filter(*self.tensors, *self.settings)
+        return torch.ops.ddf.dynamic_filter(*self.tensors, *self.settings, *self.norms, *EPS)
 
     def by_definition(self) -> Tensor:
         x, spatial_weight, spatial_bias, squeeze_weight, squeeze_bias, excite_weight, excite_bias, scale = (
             tensor.double() for tensor in self.tensors
         )
         kernel_size, dilation, stride, *settings = self.settings
+        x = rectified_norm(x, self.norms[0], EPS[0])
         logits = torch.nn.functional.conv2d(x, spatial_weight[:, :, None, None], spatial_bias, stride)
         hidden = torch.relu(x.mean((2, 3)) @ squeeze_weight.T + squeeze_bias)
         taps = (hidden @ excite_weight.T + excite_bias).unflatten(1, (x.shape[1], kernel_size**2))
         std = taps.std(2, keepdim=True) + 1e-10
         channel = (taps - taps.mean(2, keepdim=True)) / std * scale.view_as(taps[0])
         channel = channel.unflatten(2, (kernel_size, kernel_size))
-        return reference.forward(x, channel, logits, dilation, stride, *settings)
+        return rectified_norm(reference.forward(x, channel, logits, dilation, stride, *settings), self.norms[1], EPS[1])
+
+
+def rectified_norm(x: Tensor, values: list[Tensor], eps: float) -> Tensor:
+    """A BatchNorm in evaluation and a ReLU; without values x itself."""
+    if not values:
+        return x
+    weight, bias, mean, variance = (value.double()[:, None, None] for value in values)
+    return torch.relu((x - mean) / (variance + eps).sqrt() * weight + bias)
 
 
 def random_branches_call(choose: random.Random) -> BranchesCall:
@@ -107,7 +118,11 @@ def random_branches_call(choose: random.Random) -> BranchesCall:
     x = laid_out(torch.randn(batch, channels, height, width).to(dtype), layout, choose)
     settings = kernel_size, dilation, stride, head, choose.choice(['mul', 'add']), choose.choice([None, 0.5])
     tensors = (x, *(torch.randn(shape).to(dtype) for shape in shapes))
-    return BranchesCall(tensors, settings, f'{dtype} {tuple(x.shape)} {layout} {hidden} {settings}')
+    norms = tuple(
+        [torch.rand(channels).to(dtype) + 0.5 for _ in range(4)] if choose.random() < 0.4 else [] for _ in range(2)
+    )
+    label = f'{dtype} {tuple(x.shape)} {layout} {hidden} {settings} {list(map(bool, norms))}'
+    return BranchesCall(tensors, settings, norms, label)
 
 
 def laid_out(tensor: Tensor, layout: str, choose: random.Random) -> Tensor:
@@ -261,8 +276,10 @@ def main(command: str, argument: str, seed: str = '0') -> None:
         with torch.random.fork_rng():  # so that these leave the calls above as they are
             branches_call = random_branches_call(choose_branches)
         print(branches_call.label, flush=True)
-        tensors = tuple(map(guarded, branches_call.tensors)) if command == 'guard' else branches_call.tensors
-        compare_branches(replace(branches_call, tensors=tensors))
+        if command == 'guard':
+            norms = tuple(list(map(guarded, values)) for values in branches_call.norms)
+            branches_call = replace(branches_call, tensors=tuple(map(guarded, branches_call.tensors)), norms=norms)
+        compare_branches(branches_call)
     print(f'{argument} calls agree, {refuse_wrong_calls()} wrong calls were refused')
 
 

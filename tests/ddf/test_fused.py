@@ -108,6 +108,82 @@ def test_filters_of_equal_taps_are_zero():
         assert pack(torch.randn(2, 8, 6, 6)).eq(0).all()
 
 
+def norm_and_activation(channels, dtype=torch.float32):
+    norm = nn.BatchNorm2d(channels, eps=1e-3, dtype=dtype)
+    for values in (norm.weight, norm.bias, norm.running_mean):
+        nn.init.normal_(values)
+    nn.init.uniform_(norm.running_var, 0.5, 2)
+    return norm.eval(), nn.ReLU(inplace=True)
+
+
+@LAYOUTS
+@pytest.mark.parametrize('dtype', TOLERANCES, ids=str)
+@pytest.mark.parametrize('shape', [(1, 24, 9, 7), (17, 19, 5, 6), (3, 64, 1, 1)])
+def test_norms_before_and_after(calls, shape, dtype, memory_format):
+    pack = DDFPack(shape[1], stride=2, dtype=dtype).eval()
+    before, after = norm_and_activation(shape[1], dtype), norm_and_activation(shape[1], dtype)
+    x = torch.randn(shape, dtype=dtype).to(memory_format=memory_format)
+    x[0, 0, 0, 0] = float('nan')
+    given = x.clone()
+    for pair in ((before, after), (before, None), (None, after)):
+        first, last = (nn.Sequential() if layers is None else nn.Sequential(*layers) for layers in pair)
+        with torch.no_grad():
+            output = pack.in_one_call(x, *pair)
+            expected = last(by_layers(pack, first(x)))
+        assert output.stride() == expected.stride()
+        assert output.isnan().equal(expected.isnan())
+        error = (output - expected).nan_to_num().abs().max() / expected.nan_to_num().abs().max().clamp(min=1)
+        assert error <= 3 * TOLERANCES[dtype]
+    assert torch.equal(x.nan_to_num(), given.nan_to_num())
+    assert len(calls) == 3
+
+
+def in_training(norm, activation):
+    return norm.train(), activation
+
+
+def hooked_norm(norm, activation):
+    norm.register_forward_hook(lambda *_: None)
+    return norm, activation
+
+
+def without_weights(norm, activation):
+    return nn.BatchNorm2d(8, affine=False).eval(), activation
+
+
+def by_the_batch(norm, activation):
+    return nn.BatchNorm2d(8, track_running_stats=False).eval(), activation
+
+
+def of_other_channels(norm, activation):
+    return nn.BatchNorm2d(4).eval(), activation
+
+
+def of_other_dtype(norm, activation):
+    return norm.double(), activation
+
+
+def another_activation(norm, activation):
+    return norm, nn.LeakyReLU()
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        *(in_training, hooked_norm, without_weights, by_the_batch, of_other_channels, of_other_dtype),
+        another_activation,
+    ],
+    ids=lambda change: change.__name__,
+)
+def test_other_norms_are_left_to_their_layers(change):
+    pack, x = DDFPack(8).eval(), torch.randn(2, 8, 5, 6)
+    with torch.no_grad():
+        assert pack.in_one_call(x, norm_and_activation(8), norm_and_activation(8)) is not None
+        assert pack.in_one_call(x, change(*norm_and_activation(8))) is None
+        assert pack.in_one_call(x, None, change(*norm_and_activation(8))) is None
+        assert pack.train().in_one_call(x) is None
+
+
 class Layer(nn.Conv2d):
     pass
 
@@ -222,7 +298,7 @@ WEIGHTS = [(9, 4), (9,), (2, 4), (2,), (36, 2), (36,), (36,)]
 @pytest.mark.parametrize('position', range(8))
 def test_wrong_direct_calls_are_refused(position):
     good = [torch.randn(1, 4, 5, 5), *map(torch.randn, WEIGHTS)]
-    settings = 3, 1, 1, 1, 'mul', 0.5
+    settings = 3, 1, 1, 1, 'mul', 0.5, [], [], 0.0, 0.0
     assert torch.ops.ddf.dynamic_filter(*good, *settings).shape == (1, 4, 5, 5)
     tensor = good[position]
     for wrong in (
@@ -236,6 +312,11 @@ def test_wrong_direct_calls_are_refused(position):
         arguments = [*good[:position], wrong, *good[position + 1 :]]
         with pytest.raises((RuntimeError, NotImplementedError)):
             torch.ops.ddf.dynamic_filter(*arguments, *settings)
-    for wrong_settings in ((5, 1, 1, 1, 'mul', 0.5), (3, 1, 1, 2, 'mul', 0.5), (3, 0, 1, 1, 'mul', 0.5)):
+    norm = [torch.rand(4)] * 4
+    for wrong_norm in (norm[:3], [*norm[:3], torch.rand(5)], [torch.rand(4).double(), *norm[1:]]):
+        for norms in ((wrong_norm, []), ([], wrong_norm)):
+            with pytest.raises(RuntimeError, match='norm'):
+                torch.ops.ddf.dynamic_filter(*good, *settings[:6], *norms, 0.0, 0.0)
+    for wrong_settings in ((5, 1, 1, 1), (3, 1, 1, 2), (3, 0, 1, 1)):
         with pytest.raises(RuntimeError):
-            torch.ops.ddf.dynamic_filter(*good, *wrong_settings)
+            torch.ops.ddf.dynamic_filter(*good, *wrong_settings, *settings[4:])

@@ -127,6 +127,23 @@ def test_channels_last_equals_contiguous():
     torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize('layer', ['bn1', 'act1', 'conv2', 'bn2', 'drop_block', 'act2'])
+def test_every_layer_of_a_block_is_called_where_it_is_hooked(layer):
+    """In evaluation they are one call of the library otherwise."""
+    torch.manual_seed(0)
+    model = timm.create_model('ddf_mul_resnet26').train()
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        for _ in range(2):
+            model(x)  # so that the statistics of every norm are its own
+        expected = model.eval()(x)
+        seen = []
+        getattr(model.layer2[0], layer).register_forward_hook(lambda *_: seen.append(layer))
+        output = model(x)
+    assert seen == [layer]
+    torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.filterwarnings('ignore:.*torch.jit')
 def test_torchscript():
     model = timm.create_model('ddf_mul_resnet26', channels=(8, 8, 16, 16), zero_init_last=False).eval()

@@ -1,5 +1,6 @@
 // The operation with the branches that predict its filters, with one instruction set; compiled once for each, free of
 // torch.
+#include "affine.h"
 #include "capability.h"
 #include "channel_taps.h"
 #include "kernels.h"
@@ -45,25 +46,44 @@ class Prediction {
   LogitRuns runs_;
 };
 
-// Images [first, first + count) of a call: their filters go to scratch, and from there into the operation.
+template <typename A>
+struct Affines {
+  Affine<A> before, after;
+};
+
+// Images [first, first + count) of a call: their filters go to scratch, and from there into the operation; so does the
+// map where it changes before.
 template <typename A, typename Logits>
-void filter_images(Call call, const Branches& branches, Forward forward, int64_t first, int64_t count) {
+void filter_images(Call call, const Branches& branches, const Affines<A>& affines, Forward forward, int64_t first,
+                   int64_t count) {
   constexpr int64_t kKeptElements = 1 << 20;  // a thread's scratch is kept, that of a large map is not
-  const int64_t taps = taps_of(call), logits = logits_of(call), columns = call.out_width;
-  const int64_t filter = call.channels * taps, pixels = call.out_height * columns;
+  const int64_t taps = taps_of(call), logits = logits_of(call), pixels = call.height * call.width;
+  const int64_t filter = call.channels * taps, out_pixels = call.out_height * call.out_width;
+  const bool channels_last = branches.channels_last;
+  const auto dense = [&](A* data, int64_t channels, int64_t rows, int64_t columns) {
+    return channels_last ? Array{data, channels * rows * columns, 1, columns * channels, channels}
+                         : Array{data, channels * rows * columns, rows * columns, columns, 1};
+  };
   call.batch = call.channel_batch = call.spatial_batch = count;
   call.input.data = at<A>(call.input, first, 0);
   call.output.data = at<A>(call.output, first, 0);
   const Prediction<A, Logits> prediction(call, branches);
-  const int64_t filters = count * (filter + logits * pixels), size = filters + prediction.scratch_size();
+  const int64_t map = affines.before.scale != nullptr ? round_up(count * call.channels * pixels, kLanes<A>) : 0;
+  const int64_t filters = count * (filter + logits * out_pixels), size = map + filters + prediction.scratch_size();
   Buffer buffer;
   A* scratch = size > kKeptElements ? buffer.at_least<A>(size) : thread_scratch<A, kBranches>(size);
-  A* spatial = scratch + count * filter;
-  call.channel_filter = {scratch, filter, taps, call.kernel_size, 1};
-  call.spatial_filter = branches.channels_last ? Array{spatial, logits * pixels, 1, columns * logits, logits}
-                                               : Array{spatial, logits * pixels, pixels, columns, 1};
-  prediction.run(scratch + filters);
+  if (map > 0) {
+    apply(call, affines.before, channels_last, pixels, static_cast<const A*>(call.input.data), scratch);
+    call.input = dense(scratch, call.channels, call.height, call.width);
+  }
+  call.channel_filter = {scratch + map, filter, taps, call.kernel_size, 1};
+  call.spatial_filter = dense(scratch + map + count * filter, logits, call.out_height, call.out_width);
+  prediction.run(scratch + map + filters);
   forward(call);
+  if (affines.after.scale != nullptr) {
+    A* output = static_cast<A*>(call.output.data);
+    apply(call, affines.after, channels_last, out_pixels, output, output);
+  }
 }
 
 // Where there are images enough, each thread takes some of its own from the map to the output, so that the operation
@@ -75,13 +95,17 @@ void filter_maps(const Call& call, const Branches& branches, Forward forward) {
   const int64_t fitting = larger<int64_t>(kGroupBytes / image_bytes, 1);
   const int64_t group = smaller(fitting, ceil_divide(call.batch, kWantedGroups));
   const int64_t groups = ceil_divide(call.batch, group);
-  if (groups < 2 * call.threads) return filter_images<A, Logits>(call, branches, forward, 0, call.batch);
+  Buffer buffer;
+  const int64_t before = Affine<A>::size(branches.before, call.channels);
+  A* scales = buffer.at_least<A>(before + Affine<A>::size(branches.after, call.channels));
+  const Affines<A> affines{{branches.before, call.channels, scales}, {branches.after, call.channels, scales + before}};
+  if (groups < 2 * call.threads) return filter_images<A, Logits>(call, branches, affines, forward, 0, call.batch);
   parallel(call, groups, [&](int64_t begin, int64_t end) {
     Call part = call;
     part.threads = 1;
     part.parallel_for = run_here;
     for (int64_t first = begin * group; first < smaller(end * group, call.batch); first += group) {
-      filter_images<A, Logits>(part, branches, forward, first, smaller(group, call.batch - first));
+      filter_images<A, Logits>(part, branches, affines, forward, first, smaller(group, call.batch - first));
     }
   });
 }

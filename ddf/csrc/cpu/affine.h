@@ -1,0 +1,81 @@
+// What surrounds the operation in a network: a BatchNorm in evaluation and its ReLU, on dense maps of either layout.
+#pragma once
+
+#include <cmath>
+
+#include "branches.h"
+#include "scratch.h"
+#include "vector.h"
+
+namespace ddf {
+namespace {
+
+// A norm as a scale and a shift for each channel; a ReLU follows.
+template <typename A>
+struct Affine {
+  const A *scale = nullptr, *shift = nullptr;
+
+  static int64_t size(const Norm& norm, int64_t channels) { return norm.weight != nullptr ? 2 * channels : 0; }
+
+  Affine(const Norm& norm, int64_t channels, A* to) {
+    if (norm.weight == nullptr) return;
+    const A *weight = static_cast<const A*>(norm.weight), *bias = static_cast<const A*>(norm.bias);
+    const A *mean = static_cast<const A*>(norm.mean), *variance = static_cast<const A*>(norm.variance);
+    for (int64_t c = 0; c < channels; ++c) {
+      to[c] = weight[c] / std::sqrt(variance[c] + static_cast<A>(norm.eps));
+      to[channels + c] = bias[c] - mean[c] * to[c];
+    }
+    scale = to;
+    shift = to + channels;
+  }
+};
+
+// NaN stays.
+template <typename V>
+DDF_INLINE V rectified(V value) {
+  return value < 0 ? V{} : value;
+}
+
+// `to` may be `from`.
+template <typename A>
+DDF_NOINLINE void affine_plane(const A* from, int64_t count, A scale, A shift, A* to) {
+  const Vector<A> scales = broadcast(scale), shifts = broadcast(shift);
+  int64_t i = 0;
+  for (; i + kLanes<A> <= count; i += kLanes<A>) store(to + i, rectified(load(from + i) * scales + shifts));
+  for (; i < count; ++i) to[i] = rectified(from[i] * scale + shift);
+}
+
+template <typename A>
+DDF_NOINLINE void affine_pixels(const A* from, int64_t pixels, int64_t channels, const A* scale, const A* shift,
+                                A* to) {
+  for (; pixels > 0; --pixels, from += channels, to += channels) {
+    int64_t c = 0;
+    for (; c + kLanes<A> <= channels; c += kLanes<A>) {
+      store(to + c, rectified(load(from + c) * load(scale + c) + load(shift + c)));
+    }
+    for (; c < channels; ++c) to[c] = rectified(from[c] * scale[c] + shift[c]);
+  }
+}
+
+// All images of a call, each of `pixels`.
+template <typename A>
+void apply(const Call& call, const Affine<A>& affine, bool channels_last, int64_t pixels, const A* from, A* to) {
+  constexpr int64_t kRun = 32;  // pixels
+  if (channels_last) {
+    const int64_t all = call.batch * pixels;
+    return parallel(call, ceil_divide(all, kRun), [&](int64_t begin, int64_t end) {
+      const int64_t first = begin * kRun, count = smaller(end * kRun, all) - first;
+      affine_pixels(from + first * call.channels, count, call.channels, affine.scale, affine.shift,
+                    to + first * call.channels);
+    });
+  }
+  parallel(call, call.batch * call.channels, [&](int64_t begin, int64_t end) {
+    for (int64_t plane = begin; plane < end; ++plane) {
+      const int64_t channel = plane % call.channels;
+      affine_plane(from + plane * pixels, pixels, affine.scale[channel], affine.shift[channel], to + plane * pixels);
+    }
+  });
+}
+
+}  // namespace
+}  // namespace ddf
