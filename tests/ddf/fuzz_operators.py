@@ -53,6 +53,9 @@ def random_call(choose: random.Random) -> Call:
     if choose.random() < 0.05:
         batch, height = choose.choice([(0, height), (batch, 0)])
     stride, dilation = choose.choice([1, 1, 2, 3, 40]), choose.choice([1, 1, 2, 3, 50])
+    dtype = choose.choice(check.DTYPES)
+    if choose.random() < 0.15:  # has a kernel of its own, which would seldom be drawn
+        kernel_size, stride, dilation, dtype = 3, 2, 1, torch.float32
     grid = reference.output_size(height, stride), reference.output_size(width, stride)
     norm_gain = choose.choice([None, None, 0.5]) if kernel_size > 1 else None
     shapes = (
@@ -61,7 +64,6 @@ def random_call(choose: random.Random) -> Call:
         (choose.choice([1, batch]), channels, kernel_size, kernel_size),
         (choose.choice([1, batch]), head * kernel_size**2, *grid),
     )
-    dtype = choose.choice(check.DTYPES)
     layouts = [choose.choice(LAYOUTS) for _ in shapes]
     # expanding logits along the taps makes them equal: there the normalisation has no derivative to compare
     if norm_gain is not None and layouts[3] == 'expanded':

@@ -88,6 +88,44 @@ def test_rows_of_channels_last_maps(case, dtype):
     assert_agrees(case, dtype)
 
 
+# contiguous maps at stride 2 that are cut into tiles of rows or of columns, whose last vectors hold one row or two
+STRIDED_ROWS = [
+    Case((2, 6, 75, 40), 3, stride=2, head=3, kernel_combine='add'),
+    Case((1, 5, 13, 301), 3, stride=2, norm_gain=0.5),
+    Case((3, 36, 28, 13), 3, stride=2, head=2),
+    Case((2, 4, 300, 9), 3, stride=2, kernel_combine='add', norm_gain=0.5),
+    Case((3, 4, 30, 35), 3, stride=2, filters='batch 1'),
+    Case((3, 4, 31, 64), 3, stride=2, filters='expanded'),
+    Case((2, 64, 97, 95), 3, stride=2),  # beyond the caches
+]
+
+
+@pytest.mark.parametrize('case', STRIDED_ROWS, ids=str)
+def test_rows_at_stride_two(case):
+    assert_agrees(case, torch.float32)
+
+
+@pytest.mark.parametrize('kernel_combine', ['mul', 'add'])
+def test_every_width_at_stride_two(kernel_combine):
+    for height, width in itertools.product((1, 2, 3, 4, 7, 10), range(1, 68)):
+        assert_agrees(Case((1, 3, height, width), 3, stride=2, kernel_combine=kernel_combine), torch.float32)
+
+
+def test_rows_at_stride_two_of_any_strides():
+    """The same bits from rows that lie apart, and from filters of any strides."""
+    case = Case((2, 4, 9, 37), 3, stride=2, head=2)
+    _, input, *filters = case.tensors(torch.float32)
+    apart = torch.cat([input, torch.full_like(input, float('nan'))], -1)[..., :37]
+    expected = operators.forward(input, *filters, *case.settings)
+    for arranged in (
+        [tensor.mT.contiguous().mT for tensor in filters],
+        [torch.stack([tensor, tensor], -1)[..., 0] for tensor in filters],
+        [tensor.contiguous(memory_format=torch.channels_last) for tensor in filters],
+    ):
+        assert not any(tensor.is_contiguous() for tensor in arranged)
+        assert torch.equal(operators.forward(apart, *arranged, *case.settings), expected)
+
+
 @pytest.mark.parametrize('kernel_combine', ['mul', 'add'])
 @pytest.mark.parametrize('kernel_size', [1, 3, 5, 7, 9])
 def test_small_sizes(kernel_size, kernel_combine):
@@ -128,7 +166,9 @@ DETERMINISM = [
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize('case', [*DETERMINISM, *SMALL_MAPS[:3], *WIDE_ROWS[:3], *SLIDING_ROWS[:3]], ids=str)
+@pytest.mark.parametrize(
+    'case', [*DETERMINISM, *SMALL_MAPS[:3], *WIDE_ROWS[:3], *SLIDING_ROWS[:3], *STRIDED_ROWS[:3]], ids=str
+)
 def test_results_do_not_depend_on_run_or_number_of_threads(case, dtype):
     tensors, threads = case.tensors(dtype), torch.get_num_threads()
     try:

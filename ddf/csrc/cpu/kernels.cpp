@@ -7,6 +7,7 @@
 #include "planes_filter_gradients.h"
 #include "planes_gather.h"
 #include "row_tiles_gather.h"
+#include "strided_rows_gather.h"
 #include "transposed.h"
 #include "whole_planes_filter_gradients.h"
 #include "whole_planes_gather.h"
@@ -39,6 +40,8 @@ void gather(const Call& call, const AxisSet& rows, const AxisSet& columns, const
   };
   if (has_pixels<T>(call, source) && has_pixels<T>(call, output)) {
     gather_pixels(call, source, output);
+  } else if (gathers_strided_rows<T>(call, rows, columns, source, output)) {
+    gather_strided_rows(call, rows[0], columns[0], source, output);
   } else if (gathers_row_tiles<T>(call, rows, columns, source, output)) {
     gather_row_tiles(call, rows[0], columns[0], source, output);
   } else if (gathers_whole_planes<T>(call, rows, columns, source, output)) {
