@@ -84,12 +84,12 @@ def has_kernel() -> bool:
 
 def _wants_values_alone() -> bool:
     return not (
-        torch.is_grad_enabled()
+        torch.compiler.is_compiling()  # first: the compiler cannot follow what comes next
+        or torch.is_grad_enabled()
         or forward_ad._current_level >= 0
         or torch.is_autocast_enabled('cpu')
         or torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack()
-        or torch.compiler.is_compiling()
         or torch.jit.is_tracing()
         or nn.modules.module._has_any_global_hook()
     )

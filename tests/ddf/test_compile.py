@@ -97,6 +97,14 @@ def test_modules(build):
         torch.testing.assert_close(gradient, expected)
 
 
+def test_module_in_evaluation_without_gradients():
+    """Eager, it is one call of the compiled library, which the compiler has to pass over."""
+    torch.manual_seed(0)
+    module, x = ddf.DDFPack(4).eval(), torch.randn(2, 4, 6, 7)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(module, fullgraph=True, backend='aot_eager')(x), module(x))
+
+
 @pytest.mark.slow
 def test_inductor_equals_eager():
     torch.manual_seed(0)

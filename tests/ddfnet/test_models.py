@@ -144,6 +144,13 @@ def test_every_layer_of_a_block_is_called_where_it_is_hooked(layer):
     torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_compiles_as_one_graph_in_evaluation():
+    model, x = timm.create_model('ddf_mul_resnet26').eval(), torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
+        torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.filterwarnings('ignore:.*torch.jit')
 def test_torchscript():
     model = timm.create_model('ddf_mul_resnet26', channels=(8, 8, 16, 16), zero_init_last=False).eval()
