@@ -29,7 +29,8 @@ struct TapRun {
   const A* channel_filter;
   A* channel_sums;
   int64_t filter_tap, filter_tap_row;
-  int64_t next_source, next_grad;  // from the last tap row's source, and from grad, to what the next output row reads
+  int64_t next_source, next_grad;  // from a tap row's source, and from grad, to what the next output row reads
+  bool fetches_more;               // where a stride lets outputs share little, and the caches do not hold the map
 };
 
 // What add_vector does at some pixels and one row of taps.
@@ -40,6 +41,7 @@ struct TapRow {
   A* channel_sums;
   const T* ahead;  // to be fetched into the cache, or null
   int64_t ahead_pixel;
+  int64_t ahead_tap;  // to what the second tap reads, where that is to be fetched, too; or 0
 };
 
 // Lanes of the last vector of `channels`, which overlaps the one before, that no other vector serves.
@@ -62,7 +64,11 @@ DDF_INLINE void add_vector(const TapRun<T, A>& run, const TapRow<T, A>& row, int
     at_pixel[p] = opaque(p == 0 ? row.source + channel : at_pixel[p - 1] + run.source_pixel);
   }
   if (row.ahead != nullptr) {
-    for (int p = 0; p < pixels; ++p) __builtin_prefetch(row.ahead + p * row.ahead_pixel + channel);
+    for (int p = 0; p < pixels; ++p) {
+      const T* ahead = row.ahead + p * row.ahead_pixel + channel;
+      __builtin_prefetch(ahead);
+      if (row.ahead_tap != 0) __builtin_prefetch(ahead + row.ahead_tap);
+    }
   }
   for (int t = 0; t < taps; ++t) {
     const int64_t place = t * run.filter_tap + channel;
@@ -86,7 +92,8 @@ DDF_INLINE void add_pixels(const TapRun<T, A>& run, int64_t pixel) {
                    run.channel_filter,
                    run.channel_sums,
                    nullptr,
-                   run.grad_pixel};
+                   run.grad_pixel,
+                   0};
   row.ahead = row.grad + run.next_grad;
   const A* weights = run.spatial.data + pixel * run.spatial.column;
   A* weight_sums = run.weight_sums + pixel;
@@ -99,8 +106,9 @@ DDF_INLINE void add_pixels(const TapRun<T, A>& run, int64_t pixel) {
       }
     }
     if (n > 0) {
-      row.ahead = n + 1 == run.tap_rows ? row.source + run.next_source : nullptr;
+      row.ahead = n + 1 == run.tap_rows || run.fetches_more ? row.source + run.next_source : nullptr;
       row.ahead_pixel = run.source_pixel;
+      row.ahead_tap = run.fetches_more ? run.source_tap : 0;
     }
     int64_t channel = 0;
     for (; channel + lanes <= run.channels; channel += lanes) {
@@ -264,6 +272,7 @@ class PixelGradientWorker : GradientWorker<T> {
     run.source_tap = columns_.source_tap_step * call_.input.column;
     run.source_tap_row = rows_.source_tap_step * call_.input.row;
     run.next_source = rows_.source_step * call_.input.row;
+    run.fetches_more = call_.stride > 1 && prefetch_distance(call_, call_.height * call_.width, 1) > 0;
     run.grad = grad_ + row * call_.output.row + columns.begin * call_.output.column + channels.begin;
     run.grad_pixel = call_.output.column;
     run.next_grad = call_.output.row;

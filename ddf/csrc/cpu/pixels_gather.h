@@ -183,6 +183,9 @@ class PixelWorker {
       run.source_tile = columns * source_column;
       run.spatial_tile = columns * run.spatial.column;
       run.output_tile = columns * output_column;
+      // a phase of a gradient writes every second pixel, which the processor does not foresee
+      run.output_ahead =
+          columns_.output_step > 1 ? prefetch_distance(call_, call_.height * call_.width, 2 * run.output_tile) : 0;
       run.source_pixel = rows > 1 ? apart * map.row : source_column;
       run.spatial_pixel = rows > 1 ? apart * run.spatial.row : run.spatial.column;
       run.output_pixel = rows > 1 ? apart * output_row : output_column;

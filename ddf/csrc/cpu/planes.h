@@ -11,12 +11,6 @@ namespace {
 constexpr int kChannelGroup = 4;       // channels that share every load of the spatial filter
 constexpr int64_t kPlaneAhead = 1024;  // elements: the prefetch_distance of planes that are copied one by one
 
-// How far ahead, in elements, the lines of a map are asked for; 0 for one that the second caches hold.
-inline int64_t prefetch_distance(const Call& call, int64_t positions, int64_t distance) {
-  constexpr int64_t kCached = 1 << 20;
-  return call.batch * call.channels * positions > kCached ? distance : 0;
-}
-
 // Whether the planes of a map lie in one piece each.
 inline bool has_whole_planes(const Array& map, int64_t width) { return map.column == 1 && map.row == width; }
 

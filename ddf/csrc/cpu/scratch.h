@@ -39,8 +39,8 @@ class Buffer {
 // Who uses a thread's scratch: a kernel, or what runs kernels on maps of its own.
 constexpr int kKernel = 0, kTransposed = 1, kBranches = 2;
 
-// One thread's scratch of `count` elements, valid until its user's next call. Kept between calls of the operators, since
-// fresh pages cost more than the work of a small map.
+// One thread's scratch of `count` elements, valid until its user's next call. Kept between calls of the operators,
+// since fresh pages cost more than the work of a small map.
 template <typename A, int user = kKernel>
 A* thread_scratch(int64_t count) {
   static thread_local Buffer buffer;
@@ -59,6 +59,12 @@ void parallel(const Call& call, int64_t tasks, const Body& body) {
 // to four a thread are wanted.
 inline int64_t chunks_for_threads(const Call& call, int64_t tasks, int64_t groups) {
   return tasks >= 2 * call.threads ? 1 : smaller(groups, ceil_divide(4 * call.threads, tasks));
+}
+
+// How far ahead, in elements, the lines of a map are asked for; 0 for one that the second caches hold.
+inline int64_t prefetch_distance(const Call& call, int64_t positions, int64_t distance) {
+  constexpr int64_t kCached = 1 << 20;
+  return call.batch * call.channels * positions > kCached ? distance : 0;
 }
 
 // Calls body with the call's Combine as a template argument. The inner loops are made for each, what is around them
