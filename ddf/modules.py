@@ -142,7 +142,8 @@ class DDFPack(_DynamicFilter):
     ) -> Tensor | None:
         """`forward` in one call of the compiled library: in evaluation on a CPU, float32 or float64, gradients off.
 
-        None where that does not serve: in training, with hooks or other layers, under transforms and tracers.
+        None where that does not serve: in training, with hooked or other layers, under transforms and tracers. Hooks of
+        the module itself are not called, as `forward` does not call them.
 
         Args:
             before: A BatchNorm2d in evaluation and a ReLU, through which x passes first.

@@ -11,12 +11,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, register_notrace_module
 from timm.models.resnet import Bottleneck, ResNet
 from torch import Tensor, nn
 
 from ddf import DDFPack
 from ddf.branches import is_plain
+
+register_notrace_module(DDFPack)  # what it calls depends on its input
 
 
 class DDFBottleneck(Bottleneck):

@@ -1,7 +1,8 @@
 // Forward pass and gradient of the input, for channels_last maps.
 //
-// A task is a few output rows of one image, or some columns of them where wide rows in half precision are converted.
-// They are cut into register tiles of a few pixels, or slide along rows where there are registers enough.
+// A task is a few output rows of one image, or some columns of them where wide rows in half precision are converted, of
+// the map or of the spatial filter. They are cut into register tiles of a few pixels, or slide along rows where there
+// are registers enough.
 #pragma once
 
 #include "pixels.h"
@@ -26,7 +27,8 @@ int64_t source_scratch(const Call& call, const AxisSet& rows, const Axis& column
 }
 
 // Rows of one task share what the copies to scratch cost at their borders, as far as the copies stay in the cache; with
-// fewer columns, where a few rows are too much.
+// fewer columns, where a few rows are too much. Rows that slide copy no map, and what two tasks read comes late to
+// both.
 template <typename T>
 PixelTiling make_pixel_tiling(const Call& call, const Axis& rows, const Axis& columns) {
   constexpr int64_t kFewestColumns = 16, kScratchElements = 96 << 10;

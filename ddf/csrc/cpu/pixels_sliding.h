@@ -12,7 +12,8 @@
 namespace ddf {
 namespace {
 
-// Whether there are registers enough for 18 vectors of the filter and 6 sums. With 16 of them this way is slower.
+// With AVX-512: there are registers enough for 18 vectors of the filter and 6 sums. With 16 of them this way is slower;
+// elsewhere it was not measured.
 constexpr bool kSlides = kVectorBytes >= 64;
 
 // Output rows and columns of one image and head; distances in elements.

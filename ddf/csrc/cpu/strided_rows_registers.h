@@ -19,7 +19,8 @@ constexpr int kStridedTaps = 9;
 struct StridedBlock {
   int64_t column, steps;
   bool paired;
-  // for the first and the second half: lanes of a vector of the map, and of the outputs
+  // for the first and the second half: lanes of a vector of the map, and of the outputs; where no rows are paired, of
+  // both vectors of a map row, and of the outputs and none
   Mask reads[2], writes[2];
   // whether there is a map row above the first outputs; the steps in which there are outputs, and a map row below them
   bool has_upper[2];
