@@ -5,6 +5,7 @@ import io
 import logging
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -92,6 +93,7 @@ def test_summary_keeps_its_columns_when_the_average_is_switched_on(run_command, 
 def test_resumed_events_continue_without_repetition(run_command, tmp_path):
     flags = [*TINY_RUN, '--output', tmp_path, '--experiment', 'a', '--warmup-epochs', '0', '--log-interval', '3']
     for epochs in ('1', '2'):
+        time.sleep(1)  # files of events are read in the order of the seconds in their names
         assert run_command(command.main, *flags, '--epochs', epochs, '--resume', 'auto') == 0
     events = EventAccumulator(str(tmp_path / 'a')).Reload()
     assert steps(events, 'train/loss') == [6, 12]

@@ -1,6 +1,7 @@
 """What is said meanwhile: a line that changes on a terminal, lines now and then elsewhere."""
 
 import os
+import select
 
 import pytest
 
@@ -23,11 +24,19 @@ def terminal(monkeypatch):
         opened.extend([main, file])
         monkeypatch.setattr('sys.stderr', file)
         monkeypatch.setenv('TERM', 'xterm')
-        return lambda: os.read(main, 10_000).decode()
+        return lambda: written_to(main)
 
     yield make
     for each in opened:
         os.close(each) if isinstance(each, int) else each.close()
+
+
+def written_to(terminal: int) -> str:
+    """All of it: the system may hand it on piece by piece."""
+    pieces = []
+    while select.select([terminal], [], [], 0.3)[0]:
+        pieces.append(os.read(terminal, 10_000))
+    return b''.join(pieces).decode()
 
 
 def test_one_line_that_changes_on_a_terminal(terminal):
