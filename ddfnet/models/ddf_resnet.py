@@ -88,7 +88,6 @@ class DDFBottleneck(Bottleneck):
         x = self.conv2(self.act1(self.bn1(x)))
         return self.act2(self.drop_block(self.bn2(x)))
 
-    @torch.jit.unused
     def _filtered_in_one_call(self, x: Tensor) -> Tensor | None:
         filters: Any = self.conv2
         if not (is_plain(filters, DDFPack) and is_plain(self.drop_block, nn.Identity)):

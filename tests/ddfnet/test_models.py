@@ -144,14 +144,14 @@ def test_every_layer_of_a_block_is_called_where_it_is_hooked(layer):
     torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize('memory', [torch.enable_grad, torch.no_grad], ids=['gradients', 'values'])
-def test_features_through_fx(memory):
+@pytest.mark.parametrize('grad_mode', [torch.enable_grad, torch.no_grad], ids=['gradients', 'values'])
+def test_features_through_fx(grad_mode):
     torch.manual_seed(0)
     model = timm.create_model('ddf_mul_resnet26', features_only=True).eval()
     traced = timm.create_model('ddf_mul_resnet26', features_only=True, feature_cls='fx').eval()
     traced.load_state_dict({f'graph_module.{name}': value for name, value in model.state_dict().items()})
     x = torch.randn(1, 3, 64, 64)
-    with memory():
+    with grad_mode():
         for feature, expected in zip(traced(x), model(x), strict=True):
             torch.testing.assert_close(feature, expected, rtol=1e-4, atol=1e-5)
 
