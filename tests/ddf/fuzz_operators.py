@@ -56,6 +56,8 @@ def random_call(choose: random.Random) -> Call:
     dtype = choose.choice(check.DTYPES)
     if choose.random() < 0.15:  # has a kernel of its own, which would seldom be drawn
         kernel_size, stride, dilation, dtype = 3, 2, 1, torch.float32
+    if choose.random() < 0.05:  # planes of a page, whose spatial filter is copied
+        channels, height, width, stride = 32 * head, 32, 32, 1
     grid = reference.output_size(height, stride), reference.output_size(width, stride)
     norm_gain = choose.choice([None, None, 0.5]) if kernel_size > 1 else None
     shapes = (

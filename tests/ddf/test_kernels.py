@@ -70,6 +70,29 @@ def test_wide_rows_of_larger_kernels(case):
     assert_agrees(case, torch.float32)
 
 
+# contiguous maps whose channels are taken in groups of eight: planes that begin with a line of the cache or do not,
+# that crowd each other out of it, that are cut into tiles, whose taps stand as far apart as the compiler knows or more
+WHOLE_PLANES = [
+    Case((2, 40, 10, 31), 3),
+    Case((3, 32, 32, 32), 3, kernel_combine='add'),
+    Case((2, 64, 16, 64), 5, head=2),
+    Case((1, 32, 40, 17), 7, kernel_combine='add'),
+    Case((1, 32, 32, 32), 7),
+    Case((2, 32, 56, 56), 3, dilation=2),
+    Case((1, 32, 70, 70), 5, kernel_combine='add', norm_gain=0.5),
+    Case((2, 16, 33, 23), 3, dilation=3),
+    Case((2, 16, 12, 30), 5, dilation=2),
+    Case((9, 64, 30, 64), 3, dilation=2, filters='batch 1'),  # beyond the caches
+    Case((2, 32, 64, 64), 3, filters='expanded'),
+]
+
+
+@pytest.mark.parametrize('dtype', check.DTYPES, ids=str)
+@pytest.mark.parametrize('case', WHOLE_PLANES, ids=str)
+def test_whole_planes(case, dtype):
+    assert_agrees(case, dtype)
+
+
 # channels_last maps of three taps a row, some with more channels than a few columns may have to be taken at once
 SLIDING_ROWS = [
     Case((2, 1024, 5, 21), 3, channels_last=True),
@@ -261,6 +284,23 @@ def test_half_precision_is_rounded_to_nearest(dtype, memory_format, kernel_size)
     assert (expected != product).any()
     found = ddf.ddf(input.contiguous(memory_format=memory_format), channel_filter, spatial_filter, kernel_size)
     torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize('kernel_combine', ['mul', 'add'])
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize('kernel_size', [3, 5, 7])
+def test_nan_reaches_what_its_taps_reach(kernel_size, memory_format, kernel_combine):
+    """And not the other end of a row or the neighbouring plane, whose elements lie next to it in memory."""
+    case = Case((2, 40, 18, 23), kernel_size, kernel_combine=kernel_combine)
+    grad, input, *filters = case.tensors(torch.float32)
+    for tensor in (grad, input):
+        tensor[:, ::3, ::9, ::11] = float('nan')
+    grad, input = (tensor.contiguous(memory_format=memory_format) for tensor in (grad, input))
+    for name, maps in (('forward', [input]), ('input_gradient', [grad, input])):
+        found = getattr(operators, name)(*maps, *filters, *case.settings)
+        exact = getattr(reference, name)(*(tensor.double() for tensor in (*maps, *filters)), *case.settings)
+        assert 0 < exact.isnan().sum() < exact.numel() / 2
+        assert torch.equal(found.isnan(), exact.isnan())
 
 
 def test_every_element_is_written(monkeypatch):

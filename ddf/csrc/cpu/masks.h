@@ -48,6 +48,24 @@ DDF_INLINE Vector<float> product(Vector<float> a, Vector<float> b, Mask mask) {
   return same_bits<Vector<float>>(_mm512_maskz_mul_ps(mask, same_bits<__m512>(a), same_bits<__m512>(b)));
 }
 
+// Keeps a vector that was loaded in a register: the compiler would otherwise read it anew for every use.
+DDF_INLINE Vector<float> kept(Vector<float> value) {
+  asm("" : "+vm"(value));
+  return value;
+}
+
+// Four elements, and zeros.
+DDF_INLINE Vector<float> load_four(const float* from) {
+  return kept(same_bits<Vector<float>>(_mm512_zextps128_ps512(load_raw<__m128>(from))));
+}
+
+// Of the lanes of two vectors side by side those from number `first` on.
+template <int first>
+DDF_INLINE Vector<float> lanes_from(Vector<float> low, Vector<float> high) {
+  if constexpr (first == 0) return low;
+  return same_bits<Vector<float>>(_mm512_alignr_epi32(same_bits<__m512i>(high), same_bits<__m512i>(low), first));
+}
+
 // The first `count` lanes; all or none where it is beyond their number or not positive.
 DDF_INLINE Mask first_lanes(int64_t count) {
   return static_cast<Mask>(count >= kLanes<float> ? 0xffff : count <= 0 ? 0 : (1 << count) - 1);

@@ -272,7 +272,7 @@ class PixelGradientWorker : GradientWorker<T> {
     run.source_tap = columns_.source_tap_step * call_.input.column;
     run.source_tap_row = rows_.source_tap_step * call_.input.row;
     run.next_source = rows_.source_step * call_.input.row;
-    run.fetches_more = call_.stride > 1 && prefetch_distance(call_, call_.height * call_.width, 1) > 0;
+    run.fetches_more = call_.stride > 1 && exceeds_caches(call_, call_.height * call_.width);
     run.grad = grad_ + row * call_.output.row + columns.begin * call_.output.column + channels.begin;
     run.grad_pixel = call_.output.column;
     run.next_grad = call_.output.row;

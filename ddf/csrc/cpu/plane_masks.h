@@ -19,14 +19,14 @@ inline int64_t tap_distance(const Axis& rows, const Axis& columns, int64_t n, in
          m * columns.source_tap_step;
 }
 
-// The vectors of a plane from which no tap reads outside of it.
-inline Range inner_vectors(const Axis& rows, const Axis& columns) {
+// The vectors of a plane from which no tap, and no read of `beyond` elements more, goes outside of it.
+inline Range inner_vectors(const Axis& rows, const Axis& columns, int64_t beyond = 0) {
   const Range on_map = outputs_on_map(rows, {0, rows.taps});
   const int64_t width = columns.outputs, positions = rows.outputs * width;
   const int64_t first = tap_distance(rows, columns, 0, 0);
   const int64_t last = tap_distance(rows, columns, rows.taps - 1, columns.taps - 1);
   return {ceil_divide(larger(on_map.begin * width, -first), kLanes<float>),
-          smaller(on_map.end * width, positions - last) / kLanes<float>};
+          smaller(on_map.end * width, positions - last - beyond) / kLanes<float>};
 }
 
 // The lanes of vectors [begin, end) of a plane for which a tap meets the map: bits to (row taps, column taps, vectors).

@@ -61,10 +61,15 @@ inline int64_t chunks_for_threads(const Call& call, int64_t tasks, int64_t group
   return tasks >= 2 * call.threads ? 1 : smaller(groups, ceil_divide(4 * call.threads, tasks));
 }
 
+// Whether a map is too large for the second caches.
+inline bool exceeds_caches(const Call& call, int64_t positions) {
+  constexpr int64_t kCached = 1 << 20;
+  return call.batch * call.channels * positions > kCached;
+}
+
 // How far ahead, in elements, the lines of a map are asked for; 0 for one that the second caches hold.
 inline int64_t prefetch_distance(const Call& call, int64_t positions, int64_t distance) {
-  constexpr int64_t kCached = 1 << 20;
-  return call.batch * call.channels * positions > kCached ? distance : 0;
+  return exceeds_caches(call, positions) ? distance : 0;
 }
 
 // Calls body with the call's Combine as a template argument. The inner loops are made for each, what is around them

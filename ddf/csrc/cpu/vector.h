@@ -189,6 +189,14 @@ DDF_INLINE Vector<A> broadcast(A value) {
   return value - Vector<A>{};  // minus zero leaves every value as it is, and costs nothing
 }
 
+// Calls body.operator()<i>() for i from 0 to count - 1: a loop that is unrolled before the compiler decides what lives
+// in registers.
+template <int count, typename Body>
+DDF_INLINE void unrolled(const Body& body) {
+  [&]<int... i>(std::integer_sequence<int, i...>)
+      DDF_ALWAYS_INLINE { (body.template operator()<i>(), ...); }(std::make_integer_sequence<int, count>{});
+}
+
 // Sets arrays of vectors to zero, one by one and without a loop: what is declared with `= {}`, and a loop of zeros, the
 // compiler clears with a string instruction, which takes longer to start than some tiles take.
 template <typename V>

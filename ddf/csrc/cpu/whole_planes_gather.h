@@ -66,18 +66,20 @@ class WholePlanesWorker {
         source_(source),
         output_(output),
         first_tap_(tap_distance(rows, columns, 0, 0)),
-        inner_(inner_vectors(rows, columns)) {
-    const int64_t last_tap = tap_distance(rows, columns, rows.taps - 1, columns.taps - 1);
-    reach_ = round_up(larger(larger(first_tap_, -first_tap_), larger(last_tap, -last_tap)), kLanes<float>);
+        last_tap_(tap_distance(rows, columns, rows.taps - 1, columns.taps - 1)),
+        inner_(inner_vectors(rows, columns, kReadBeyond)),
+        reach_(round_up(larger(-first_tap_, last_tap_), kLanes<float>)) {
     const int64_t tile = tiling.tile_vectors * kLanes<float>, pitch = tile + 2 * reach_;
     const int64_t filter = round_up(kPlaneChannels * taps_of(call), kLanes<float>);
-    const int64_t spatial = spatial_in_tensor() ? 0 : taps_of(call) * pitch;
+    const int64_t spatial = taps_of(call) * (!spatial_in_tensor() ? pitch : packs_spatial() ? tile : 0);
     const int64_t maps = in_tensors() ? 0 : (kPlaneChannels + 2) * pitch;
+    const int64_t outputs = in_tensors() ? 0 : kPlaneChannels * kBlockPitch;
     const int64_t masks = ceil_divide(rows.taps * columns.taps * tiling.tile_vectors, 2);
-    filter_ = thread_scratch<float>(filter + spatial + maps + masks);
+    filter_ = thread_scratch<float>(filter + spatial + maps + outputs + masks);
     spatial_scratch_ = {filter_ + filter, {}, pitch};
     source_scratch_ = {spatial_scratch_.data + spatial + pitch, {}, pitch};
-    masks_ = reinterpret_cast<Mask*>(filter_ + filter + spatial + maps);
+    output_scratch_ = spatial_scratch_.data + spatial + maps;
+    masks_ = reinterpret_cast<Mask*>(output_scratch_ + outputs);
   }
 
   void run(int64_t task) {
@@ -93,13 +95,23 @@ class WholePlanesWorker {
   }
 
  private:
-  static constexpr int64_t kBlockVectors = 8;
+  // Positions that are converted at once; and between the channels of their outputs in scratch, so that those do not
+  // take a share of every place in the first cache.
+  static constexpr int64_t kBlock = 8 * kLanes<float>, kBlockPitch = kBlock + 2 * kLanes<float>;
 
   bool in_tensors() const { return __is_same(T, float); }
   bool spatial_in_tensor() const {
     return in_tensors() && !call_.normalize && has_whole_planes(call_.spatial_filter, call_.width);
   }
   int64_t positions() const { return call_.height * call_.width; }
+
+  // Whether the spatial filter is copied in the order in which it is read: where its planes would crowd each other out
+  // of the first cache, or are too many and too large to be fetched ahead, and channels enough use the copy.
+  bool packs_spatial() const {
+    constexpr int64_t kSamePlaces = 1024, kLarge = 24 << 10;
+    const bool crowds = positions() % kSamePlaces == 0 || taps_of(call_) * positions() > kLarge;
+    return spatial_in_tensor() && crowds && channels_per_head(call_) >= 4 * kPlaneChannels;
+  }
 
   void load_tile(int64_t tile, int64_t image, int64_t head) {
     vectors_ = tiling_.tile(tile);
@@ -113,7 +125,8 @@ class WholePlanesWorker {
     source_scratch_.positions = inputs;
     if constexpr (__is_same(T, float)) {
       if (spatial_in_tensor()) {
-        spatial_ = spatial_in_place<float>(call_, rows_, columns_, 0, image, head);
+        weights_ = in_rows(spatial_in_place<float>(call_, rows_, columns_, 0, image, head));
+        if (packs_spatial()) pack_spatial();
         return;
       }
     }
@@ -132,54 +145,98 @@ class WholePlanesWorker {
     if (call_.normalize) normalize_row(spatial_scratch_.data, taps, pitch, static_cast<float>(call_.norm_gain));
     Call in_scratch = call_;
     in_scratch.spatial_filter = {spatial_scratch_.origin(), 0, pitch, call_.width, 1};
-    spatial_ = spatial_in_place<float>(in_scratch, rows_, columns_, 0, 0, 0);
+    weights_ = in_rows(spatial_in_place<float>(in_scratch, rows_, columns_, 0, 0, 0));
+  }
+
+  static PlaneWeights in_rows(const SpatialView<float>& view) {
+    return {view.data, kLanes<float>, view.tap_row, view.tap_column};
+  }
+
+  // To (vectors, taps, lanes).
+  void pack_spatial() {
+    constexpr int64_t lanes = kLanes<float>;
+    const int64_t taps = rows_.taps * columns_.taps;
+    const float* from = weights_.data + vectors_.begin * lanes;
+    for (int64_t t = 0; t < taps; ++t) {
+      const float* plane = from + t / columns_.taps * weights_.tap_row + t % columns_.taps * weights_.tap_column;
+      const Mask* masks = masks_ + t * vectors_.size();
+      for (int64_t v = 0; v < vectors_.size(); ++v) {
+        store(spatial_scratch_.data + (v * taps + t) * lanes, load_masked(plane + v * lanes, masks[v]));
+      }
+    }
+    weights_ = {spatial_scratch_.data - vectors_.begin * taps * lanes, taps * lanes, columns_.taps * lanes, lanes};
   }
 
   void run_group(int64_t image, int64_t channel) {
-    PlaneGroup<T> group{};
+    PlaneGroup group{};
     group.source_tap_row = rows_.source_tap_step * call_.width;
     group.source_tap_column = columns_.source_tap_step;
-    group.spatial = spatial_;
+    group.weights = weights_;
     group.channel_filter = load_channel_filters(call_.channel_filter, at<const T>(call_.channel_filter, image, channel),
                                                 rows_, columns_, kPlaneChannels, rows_.taps, filter_);
     group.masks = masks_ - vectors_.begin;
     group.masks_tap = vectors_.size();
-    group.output = at<T>(output_, image, channel);
-    group.output_channel = output_.channel;
     group.positions = positions();
+    T* output = at<T>(output_, image, channel);
+    const T* source = at<const T>(source_, image, channel);
+    group.prefetch = prefetch(source, output);
     if constexpr (__is_same(T, float)) {
-      group.source = at<const float>(source_, image, channel) + first_tap_;
+      group.source = source + first_tap_;
       group.source_channel = source_.channel;
-      group.has_neighbours = source_.channel == positions() && reach_ + kLanes<float> <= positions() && channel > 0 &&
-                             channel + kPlaneChannels < call_.channels;
-      const int64_t ahead = prefetch_distance(call_, positions(), 8 * kLanes<float>);
-      group.upcoming = ahead > 0 ? at<const T>(source_, image, channel) + reach_ + ahead : nullptr;
-      group.upcoming_channel = source_.channel;
+      group.output = output;
+      group.output_channel = output_.channel;
+      group.has_neighbours = has_neighbours(image, channel);
       gather(group, vectors_);
     } else {
       group.source = source_scratch_.origin() + first_tap_;
       group.source_channel = source_scratch_.pitch;
-      group.upcoming = at<const T>(source_, image, channel) + kBlockVectors * kLanes<float> + reach_;
-      group.upcoming_channel = source_.channel;
-      gather_in_scratch(group, image, channel);
+      group.output_channel = kBlockPitch;
+      group.has_neighbours = true;
+      gather_in_scratch(group, source, output);
     }
   }
 
-  // A few vectors at a time, which stay in the first cache between conversion and use. Scratch is written in whole
+  PlanePrefetch prefetch(const T* source, const T* output) const {
+    constexpr int64_t size = sizeof(T), lanes = kLanes<float>;
+    if (in_tensors() && !exceeds_caches(call_, positions())) source = nullptr;
+    return {reinterpret_cast<const char*>(output),
+            reinterpret_cast<const char*>(source),
+            output_.channel * size,
+            source_.channel * size,
+            (kBlock + reach_) * size,
+            size,
+            {vectors_.begin * lanes * size, vectors_.end * lanes * size}};
+  }
+
+  // Whether whole vectors for every tap of a group touch no memory outside of the tensor.
+  bool has_neighbours(int64_t image, int64_t channel) const {
+    const int64_t begin = image * source_.batch + channel * source_.channel + first_tap_;
+    const int64_t distance = (kPlaneChannels - 1) * source_.channel - first_tap_ + last_tap_ + kReadBeyond;
+    const int64_t size = (call_.batch - 1) * source_.batch + (call_.channels - 1) * source_.channel + positions();
+    return begin >= 0 && begin + distance + round_up(positions(), kLanes<float>) <= size;
+  }
+
+  // A few vectors at a time, which stay in the first cache between conversions and use. Scratch is written in whole
   // lines: `reach_` is one of vectors.
-  void gather_in_scratch(const PlaneGroup<T>& group, int64_t image, int64_t channel) {
+  void gather_in_scratch(PlaneGroup& group, const T* source, T* output) {
+    constexpr int64_t lanes = kLanes<float>;
     Range inputs{0, source_scratch_.positions.begin};
-    for (int64_t v = vectors_.begin; v < vectors_.end; v += kBlockVectors) {
-      const Range vectors{v, smaller(v + kBlockVectors, vectors_.end)};
-      inputs = {inputs.end, smaller(vectors.end * kLanes<float> + reach_, source_scratch_.positions.end)};
+    for (int64_t v = vectors_.begin; v < vectors_.end; v += kBlock / lanes) {
+      const Range vectors{v, smaller(v + kBlock / lanes, vectors_.end)};
+      const Range outputs{v * lanes, smaller(vectors.end * lanes, positions())};
+      inputs = {inputs.end, smaller(vectors.end * lanes + reach_, source_scratch_.positions.end)};
       for (int i = 0; i < kPlaneChannels; ++i) {
-        source_scratch_.load(i, inputs, at<const T>(source_, image, channel + i), source_, call_.width);
+        source_scratch_.load(i, inputs, source + i * source_.channel, source_, call_.width);
       }
+      group.output = output_scratch_ - outputs.begin;
       gather(group, vectors);
+      for (int i = 0; i < kPlaneChannels; ++i) {
+        copy(output + i * output_.channel + outputs.begin, output_scratch_ + i * kBlockPitch, outputs.size());
+      }
     }
   }
 
-  void gather(const PlaneGroup<T>& group, Range vectors) {
+  void gather(const PlaneGroup& group, Range vectors) {
     with_combine(call_, [&]<Combine combine>() {
       if (rows_.taps == 3) return gather_range<combine, 3>(group, vectors, inner_);
       if (rows_.taps == 5) return gather_range<combine, 5>(group, vectors, inner_);
@@ -191,13 +248,13 @@ class WholePlanesWorker {
   const Axis &rows_, &columns_;
   const PlaneTiling& tiling_;
   const Array &source_, &output_;
-  const int64_t first_tap_;  // from an output to what its first tap reads
-  const Range inner_;        // vectors whose taps read nothing outside of their plane
-  int64_t reach_;            // how far from an output its taps read, in whole vectors
-  float* filter_;
+  const int64_t first_tap_, last_tap_;  // from an output to what its first and last tap read
+  const Range inner_;                   // vectors whose taps read nothing outside of their plane
+  const int64_t reach_;                 // how far from an output its taps read, in whole vectors
+  float *filter_, *output_scratch_;
   Mask* masks_;
   PlaneScratch spatial_scratch_, source_scratch_;
-  SpatialView<float> spatial_{};
+  PlaneWeights weights_{};
   Range vectors_{};
   int64_t loaded_tile_ = -1, loaded_image_ = -1, loaded_head_ = -1;
 };

@@ -1,5 +1,9 @@
 // The inner loop over planes taken as one long row. The accumulators of a register tile (channels x vectors) stay in
 // registers over all taps, and every vector of the spatial filter serves all channels of the group.
+//
+// Most vectors of a map lie across two lines of the cache, and reading one takes as long as its two arithmetic
+// instructions. So tap columns that stand next to each other share what they read: each takes its lanes from vectors
+// side by side, at a place that the compiler knows.
 #pragma once
 
 #include "plane_masks.h"
@@ -11,21 +15,57 @@ namespace {
 constexpr int kPlaneChannels = 8;  // that share every load of the spatial filter
 
 #if defined(__AVX512F__)
+// Where the spatial filter's part in a tile lies: data for vector 0 and tap (0, 0), and distances.
+struct PlaneWeights {
+  const float* data;
+  int64_t vector, tap_row, tap_column;
+};
+
+// The lines of a group of channels that are asked for while sums are taken: those that the outputs will be written to,
+// and as many that lie ahead of what is read; at the end of the tile, those of the next group. In bytes, since maps may
+// be in half precision.
+class PlanePrefetch {
+ public:
+  const char *output, *upcoming;  // the first channel's; no `upcoming`: none
+  int64_t output_channel, upcoming_channel, ahead, element;
+  Range tile;
+
+  template <int positions>
+  DDF_INLINE void operator()(int64_t position) const {
+    if (element == sizeof(float)) return ask<positions * sizeof(float)>(position * element);
+    ask<positions * sizeof(float) / 2>(position * element);
+  }
+
+ private:
+  // Where planes do not begin with a line, outputs end in one that nothing has asked for.
+  template <int bytes>
+  DDF_INLINE void ask(int64_t begin) const {
+    constexpr int line = 64;
+    const char *to = output + begin + line - 1, *from = upcoming + begin + ahead;
+    for (int i = 0; i < kPlaneChannels; ++i, to += output_channel) {
+      for (int b = 0; b < bytes; b += line) __builtin_prefetch(to + b, 1);
+    }
+    if (upcoming == nullptr) return;
+    if (begin + ahead >= tile.end) from += kPlaneChannels * upcoming_channel - tile.size();
+    for (int i = 0; i < kPlaneChannels; ++i, from += upcoming_channel) {
+      for (int b = 0; b < bytes; b += line) __builtin_prefetch(from + b);
+    }
+  }
+};
+
 // A group of channels. Positions count from the first of a plane; distances in elements.
-template <typename T>
 struct PlaneGroup {
-  const float* source;  // for position 0, tap (0, 0); what lies off the map is not read
+  const float* source;  // for position 0, tap (0, 0); what lies off the map is not used
   int64_t source_channel, source_tap_row, source_tap_column;
-  SpatialView<float> spatial;   // data for the same; of its distances those between taps count
+  PlaneWeights weights;
   const float* channel_filter;  // (channels, taps)
   const Mask* masks;            // for vector 0, (taps, vectors)
   int64_t masks_tap;
-  T* output;
+  float* output;
   int64_t output_channel;
-  const T* upcoming;  // what is to be in the first cache when position 0 is done; nullptr: nothing
-  int64_t upcoming_channel;
   int64_t positions;    // of a plane
   bool has_neighbours;  // memory around the planes may be read, farther than any tap reaches
+  PlanePrefetch prefetch;
 };
 
 // Where the taps of some vectors read: within their planes, so that a mask is needed only where a tap runs into the
@@ -33,66 +73,78 @@ struct PlaneGroup {
 // loads alone may touch it. Those take an arithmetic instruction each.
 enum class Reads { plane, neighbours, anywhere };
 
-template <Combine combine, int taps, int vectors, Reads reads, typename T>
-DDF_INLINE void gather_vectors(const PlaneGroup<T>& group, const Mask* tap_masks, int64_t position) {
+constexpr int kSharedTaps = 3;  // that share what they read: their spatial filter stays in registers meanwhile
+constexpr int kReadBeyond = 4;  // elements that are read at once behind the vectors, where taps share them
+
+// Adds tap row n's columns [first, first + count) to the sums. `step`: between the columns; 0 where `count` is 1.
+template <Combine combine, int taps, int step, int first, int count, int vectors, Reads reads>
+DDF_INLINE void add_taps(const PlaneGroup& group, const Mask* tap_masks, int64_t position, int64_t n,
+                         Vector<float> (&sums)[kPlaneChannels][vectors]) {
   constexpr int lanes = kLanes<float>;
-  Vector<float> sums[kPlaneChannels][vectors];
-  clear(sums);
-  for (int64_t m = 0; m < taps; ++m) {
-    const float* source = group.source + position + m * group.source_tap_column;
-    const float* weights = group.spatial.data + position + m * group.spatial.tap_column;
-    Mask masks[vectors];
-    for (int v = 0; v < vectors; ++v) masks[v] = tap_masks[m * group.masks_tap + v];
-#pragma GCC unroll 7
-    for (int n = 0; n < taps; ++n) {
-      const float* x = opaque(source + n * group.source_tap_row);
-      const float* s = opaque(weights + n * group.spatial.tap_row);
-      Vector<float> c[kPlaneChannels];
-      for (int i = 0; i < kPlaneChannels; ++i) c[i] = broadcast(group.channel_filter[(i * taps + n) * taps + m]);
+  const PlaneWeights& weights = group.weights;
+  const float* spatial = weights.data + position / lanes * weights.vector + n * weights.tap_row;
+  Vector<float> s[count][vectors];
+  Mask masks[count][vectors];
+  for (int m = 0; m < count; ++m) {
+    const float* at_tap = opaque(spatial + (first + m) * weights.tap_column);
+    for (int v = 0; v < vectors; ++v) {
+      masks[m][v] = tap_masks[((reads == Reads::plane ? 0 : n * taps) + first + m) * group.masks_tap + v];
+      const float* at_vector = at_tap + v * weights.vector;
+      s[m][v] = reads == Reads::plane ? load(at_vector) : load_masked(at_vector, masks[m][v]);
+    }
+  }
+  const float* source = group.source + position + n * group.source_tap_row + first * group.source_tap_column;
+  const float* filter = opaque(group.channel_filter + n * taps + first);
+  unrolled<kPlaneChannels>([&]<int i>() DDF_ALWAYS_INLINE {
+    Vector<float> x[vectors + 1];
+    for (int v = 0; v < vectors; ++v) {
+      const float* from = source + v * lanes;
+      x[v] = reads == Reads::anywhere ? load_masked(from, masks[0][v]) : kept(load(from));
+    }
+    if constexpr (step > 0) x[vectors] = load_four(source + vectors * lanes);
+    unrolled<count>([&]<int m>() DDF_ALWAYS_INLINE {
+      const Vector<float> c = broadcast(filter[i * taps * taps + m]);
       for (int v = 0; v < vectors; ++v) {
-        if constexpr (reads != Reads::plane) masks[v] = tap_masks[(n * taps + m) * group.masks_tap + v];
-        const float* at_vector = s + v * lanes;
-        const Vector<float> spatial = reads == Reads::plane ? load(at_vector) : load_masked(at_vector, masks[v]);
-        for (int i = 0; i < kPlaneChannels; ++i) {
-          const float* from = x + i * group.source_channel + v * lanes;
-          const Vector<float> value = reads == Reads::anywhere ? load_masked(from, masks[v]) : load(from);
-          sums[i][v] = add_product(sums[i][v], tap_weight<combine>(c[i], spatial), value, masks[v]);
-        }
+        const Vector<float> value = lanes_from<m * step>(x[v], x[v + 1]), weight = tap_weight<combine>(c, s[m][v]);
+        const bool meets_map = reads == Reads::plane && 2 * (first + m) + 1 == taps;  // all lanes of the column above
+        sums[i][v] = meets_map ? sums[i][v] + weight * value : add_product(sums[i][v], weight, value, masks[m][v]);
       }
-    }
-  }
-  for (int v = 0; v < vectors; ++v, position += lanes) {
-    const int64_t left = group.positions - position;
-    for (int i = 0; i < kPlaneChannels; ++i) {
-      T* output = group.output + i * group.output_channel + position;
-      if (reads == Reads::plane || left >= lanes) {
-        store(output, sums[i][v]);
-      } else {
-        store_first(output, sums[i][v], left);
-      }
-    }
-  }
+    });
+    source = opaque(source + group.source_channel);
+  });
 }
 
-// Asks for the lines that the outputs will be written to, while their sums are taken, and for as many of what is
-// upcoming.
-template <int vectors, typename T>
-DDF_INLINE void prefetch(const PlaneGroup<T>& group, int64_t position) {
-  constexpr int64_t line = 64 / sizeof(T), lines = ceil_divide(vectors * kLanes<float>, line);
-  for (int i = 0; i < kPlaneChannels; ++i) {
-    T* output = group.output + i * group.output_channel + position;
-    for (int64_t l = 0; l < lines; ++l) __builtin_prefetch(output + l * line, 1);
-    if (group.upcoming == nullptr) continue;
-    const T* upcoming = group.upcoming + i * group.upcoming_channel + position;
-    for (int64_t l = 0; l < lines; ++l) __builtin_prefetch(upcoming + l * line);
+template <Combine combine, int taps, int step, int vectors, Reads reads>
+DDF_INLINE void gather_vectors(const PlaneGroup& group, const Mask* tap_masks, int64_t position) {
+  constexpr int lanes = kLanes<float>, parts = step > 0 ? ceil_divide(taps, kSharedTaps) : taps;
+  Vector<float> sums[kPlaneChannels][vectors];
+  clear(sums);
+  for (int64_t n = 0; n < taps; ++n) {
+    unrolled<parts>([&]<int part>() DDF_ALWAYS_INLINE {
+      constexpr int first = part * taps / parts, count = (part + 1) * taps / parts - first;
+      add_taps<combine, taps, step, first, count, vectors, reads>(group, tap_masks, position, n, sums);
+    });
   }
+  unrolled<vectors>([&]<int v>() DDF_ALWAYS_INLINE {
+    const Mask mask = first_lanes(group.positions - position - v * lanes);
+    unrolled<kPlaneChannels>([&]<int i>() DDF_ALWAYS_INLINE {
+      store_masked(group.output + i * group.output_channel + position + v * lanes, sums[i][v], mask);
+    });
+  });
+}
+
+// The same for any distance between tap columns.
+template <Combine combine, int taps, int vectors, Reads reads>
+DDF_NOINLINE void gather_vectors_at_any_step(const PlaneGroup& group, const Mask* tap_masks, int64_t position) {
+  gather_vectors<combine, taps, 0, vectors, reads>(group, tap_masks, position);
 }
 
 constexpr int64_t kFewPositions = 2;  // at the end of a plane: taken one by one, a vector of theirs would be empty
 
 // The positions of a plane from `position` on, in the last vector. Most of their taps miss the map.
-template <Combine combine, int taps, typename T>
-DDF_NOINLINE void gather_last(const PlaneGroup<T>& group, const Mask* tap_masks, int64_t position) {
+template <Combine combine, int taps>
+DDF_NOINLINE void gather_last(const PlaneGroup& group, const Mask* tap_masks, int64_t position) {
+  const float* at_vector = group.weights.data + position / kLanes<float> * group.weights.vector;
   for (int lane = 0; position + lane < group.positions; ++lane) {
     const float *source[taps * taps], *filter[taps * taps];
     float spatial[taps * taps];
@@ -102,8 +154,7 @@ DDF_NOINLINE void gather_last(const PlaneGroup<T>& group, const Mask* tap_masks,
         if ((tap_masks[(n * taps + m) * group.masks_tap] >> lane & 1) == 0) continue;
         source[count] = group.source + position + lane + n * group.source_tap_row + m * group.source_tap_column;
         filter[count] = group.channel_filter + n * taps + m;
-        spatial[count++] =
-            group.spatial.data[position + lane + n * group.spatial.tap_row + m * group.spatial.tap_column];
+        spatial[count++] = at_vector[n * group.weights.tap_row + m * group.weights.tap_column + lane];
       }
     }
     for (int i = 0; i < kPlaneChannels; ++i) {
@@ -111,24 +162,27 @@ DDF_NOINLINE void gather_last(const PlaneGroup<T>& group, const Mask* tap_masks,
       for (int64_t t = 0; t < count; ++t) {
         sum += tap_weight<combine>(filter[t][i * taps * taps], spatial[t]) * source[t][i * group.source_channel];
       }
-      Conversion<T, 1>::store(group.output + i * group.output_channel + position + lane, sum);
+      group.output[i * group.output_channel + position + lane] = sum;
     }
   }
 }
 
-// The vectors of a range. Those in `inner` read nothing outside of their planes.
-template <Combine combine, int taps, typename T>
-DDF_NOINLINE void gather_range(const PlaneGroup<T>& group, Range vectors, Range inner) {
+// The vectors of a range. Those in `inner` read nothing outside of their planes. `step`: between tap columns, or 0.
+template <Combine combine, int taps, int step>
+DDF_NOINLINE void gather_range(const PlaneGroup& group, Range vectors, Range inner) {
   constexpr int64_t lanes = kLanes<float>, most = kAccumulators / kPlaneChannels;
   const auto run = [&]<int count>(int64_t v) {
     const Mask* masks = group.masks + v;
-    if (count > 1) prefetch<count>(group, v * lanes);
-    if (v >= inner.begin && v + count <= inner.end) {
-      gather_vectors<combine, taps, count, Reads::plane>(group, masks, v * lanes);
-    } else if (!__is_same(T, float) || group.has_neighbours) {
-      gather_vectors<combine, taps, count, Reads::neighbours>(group, masks, v * lanes);
+    const bool is_inner = v >= inner.begin && v + count <= inner.end;
+    group.prefetch.template operator()<count * lanes>(v * lanes);
+    if (!is_inner && !group.has_neighbours) {
+      gather_vectors_at_any_step<combine, taps, count, Reads::anywhere>(group, masks, v * lanes);
+    } else if constexpr (step == 0) {
+      gather_vectors_at_any_step<combine, taps, count, Reads::neighbours>(group, masks, v * lanes);
+    } else if (is_inner) {
+      gather_vectors<combine, taps, step, count, Reads::plane>(group, masks, v * lanes);
     } else {
-      gather_vectors<combine, taps, count, Reads::anywhere>(group, masks, v * lanes);
+      gather_vectors<combine, taps, step, count, Reads::neighbours>(group, masks, v * lanes);
     }
   };
   const bool ends_with_few = group.positions - (vectors.end - 1) * lanes <= kFewPositions;
@@ -137,6 +191,16 @@ DDF_NOINLINE void gather_range(const PlaneGroup<T>& group, Range vectors, Range 
   for (; v + most <= vectors.end; v += most) run.template operator()<most>(v);
   for (; v < vectors.end; ++v) run.template operator()<1>(v);
   if (ends_with_few) gather_last<combine, taps>(group, group.masks + v, v * lanes);
+}
+
+// The same for any step.
+template <Combine combine, int taps>
+void gather_range(const PlaneGroup& group, Range vectors, Range inner) {
+  if (group.source_tap_column == 1) return gather_range<combine, taps, 1>(group, vectors, inner);
+  if constexpr (taps == 3) {
+    if (group.source_tap_column == 2) return gather_range<combine, taps, 2>(group, vectors, inner);
+  }
+  gather_range<combine, taps, 0>(group, vectors, inner);
 }
 #endif
 
