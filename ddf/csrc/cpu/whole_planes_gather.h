@@ -72,13 +72,14 @@ class WholePlanesWorker {
     const int64_t tile = tiling.tile_vectors * kLanes<float>, pitch = tile + 2 * reach_;
     const int64_t filter = round_up(kPlaneChannels * taps_of(call), kLanes<float>);
     const int64_t spatial = taps_of(call) * (!spatial_in_tensor() ? pitch : packs_spatial() ? tile : 0);
+    const int64_t around = reach_ + kLanes<float>;  // the spatial filter: taps off the map read there
     const int64_t maps = in_tensors() ? 0 : (kPlaneChannels + 2) * pitch;
     const int64_t outputs = in_tensors() ? 0 : kPlaneChannels * kBlockPitch;
     const int64_t masks = ceil_divide(rows.taps * columns.taps * tiling.tile_vectors, 2);
-    filter_ = thread_scratch<float>(filter + spatial + maps + outputs + masks);
-    spatial_scratch_ = {filter_ + filter, {}, pitch};
-    source_scratch_ = {spatial_scratch_.data + spatial + pitch, {}, pitch};
-    output_scratch_ = spatial_scratch_.data + spatial + maps;
+    filter_ = thread_scratch<float>(filter + spatial + 2 * around + maps + outputs + masks);
+    spatial_scratch_ = {filter_ + filter + around, {}, pitch};
+    source_scratch_ = {spatial_scratch_.data + spatial + around + pitch, {}, pitch};
+    output_scratch_ = spatial_scratch_.data + spatial + around + maps;
     masks_ = reinterpret_cast<Mask*>(output_scratch_ + outputs);
   }
 
@@ -126,6 +127,7 @@ class WholePlanesWorker {
     if constexpr (__is_same(T, float)) {
       if (spatial_in_tensor()) {
         weights_ = in_rows(spatial_in_place<float>(call_, rows_, columns_, 0, image, head));
+        readable_weights_ = readable_in_tensor(weights_);
         if (packs_spatial()) pack_spatial();
         return;
       }
@@ -146,6 +148,7 @@ class WholePlanesWorker {
     Call in_scratch = call_;
     in_scratch.spatial_filter = {spatial_scratch_.origin(), 0, pitch, call_.width, 1};
     weights_ = in_rows(spatial_in_place<float>(in_scratch, rows_, columns_, 0, 0, 0));
+    readable_weights_ = vectors_;
   }
 
   static PlaneWeights in_rows(const SpatialView<float>& view) {
@@ -154,6 +157,7 @@ class WholePlanesWorker {
 
   // To (vectors, taps, lanes).
   void pack_spatial() {
+    readable_weights_ = vectors_;
     constexpr int64_t lanes = kLanes<float>;
     const int64_t taps = rows_.taps * columns_.taps;
     const float* from = weights_.data + vectors_.begin * lanes;
@@ -185,13 +189,13 @@ class WholePlanesWorker {
       group.source_channel = source_.channel;
       group.output = output;
       group.output_channel = output_.channel;
-      group.has_neighbours = has_neighbours(image, channel);
+      group.readable = readable(image, channel);
       gather(group, vectors_);
     } else {
       group.source = source_scratch_.origin() + first_tap_;
       group.source_channel = source_scratch_.pitch;
       group.output_channel = kBlockPitch;
-      group.has_neighbours = true;
+      group.readable = vectors_;
       gather_in_scratch(group, source, output);
     }
   }
@@ -208,12 +212,27 @@ class WholePlanesWorker {
             {vectors_.begin * lanes * size, vectors_.end * lanes * size}};
   }
 
-  // Whether whole vectors for every tap of a group touch no memory outside of the tensor.
-  bool has_neighbours(int64_t image, int64_t channel) const {
-    const int64_t begin = image * source_.batch + channel * source_.channel + first_tap_;
-    const int64_t distance = (kPlaneChannels - 1) * source_.channel - first_tap_ + last_tap_ + kReadBeyond;
+  // The vectors for which all of [lowest, highest], as seen from position 0, lies in a tensor of `size` elements.
+  static Range vectors_within(int64_t lowest, int64_t highest, int64_t size) {
+    return {ceil_divide(larger<int64_t>(-lowest, 0), kLanes<float>), (size - highest) / kLanes<float>};
+  }
+
+  Range readable(int64_t image, int64_t channel) const {
+    const int64_t lowest = image * source_.batch + channel * source_.channel + first_tap_;
+    const int64_t highest = lowest + (kPlaneChannels - 1) * source_.channel - first_tap_ + last_tap_ + kReadBeyond;
     const int64_t size = (call_.batch - 1) * source_.batch + (call_.channels - 1) * source_.channel + positions();
-    return begin >= 0 && begin + distance + round_up(positions(), kLanes<float>) <= size;
+    const Range map = vectors_within(lowest, highest, size);
+    return {larger(map.begin, readable_weights_.begin), smaller(map.end, readable_weights_.end)};
+  }
+
+  Range readable_in_tensor(const PlaneWeights& weights) const {
+    const Array& filter = call_.spatial_filter;
+    const int64_t first = weights.data - static_cast<const float*>(filter.data);
+    const int64_t rows = (rows_.taps - 1) * weights.tap_row, columns = (columns_.taps - 1) * weights.tap_column;
+    const int64_t size =
+        (call_.spatial_batch - 1) * filter.batch + (call_.head * taps_of(call_) - 1) * filter.channel + positions();
+    return vectors_within(first + smaller<int64_t>(rows, 0) + smaller<int64_t>(columns, 0),
+                          first + larger<int64_t>(rows, 0) + larger<int64_t>(columns, 0), size);
   }
 
   // A few vectors at a time, which stay in the first cache between conversions and use. Scratch is written in whole
@@ -255,6 +274,7 @@ class WholePlanesWorker {
   Mask* masks_;
   PlaneScratch spatial_scratch_, source_scratch_;
   PlaneWeights weights_{};
+  Range readable_weights_{};
   Range vectors_{};
   int64_t loaded_tile_ = -1, loaded_image_ = -1, loaded_head_ = -1;
 };

@@ -63,8 +63,8 @@ struct PlaneGroup {
   int64_t masks_tap;
   float* output;
   int64_t output_channel;
-  int64_t positions;    // of a plane
-  bool has_neighbours;  // memory around the planes may be read, farther than any tap reaches
+  int64_t positions;  // of a plane
+  Range readable;     // vectors for which whole ones may be read at every tap, on the map or not
   PlanePrefetch prefetch;
 };
 
@@ -90,7 +90,7 @@ DDF_INLINE void add_taps(const PlaneGroup& group, const Mask* tap_masks, int64_t
     for (int v = 0; v < vectors; ++v) {
       masks[m][v] = tap_masks[((reads == Reads::plane ? 0 : n * taps) + first + m) * group.masks_tap + v];
       const float* at_vector = at_tap + v * weights.vector;
-      s[m][v] = reads == Reads::plane ? load(at_vector) : load_masked(at_vector, masks[m][v]);
+      s[m][v] = reads == Reads::anywhere ? load_masked(at_vector, masks[m][v]) : load(at_vector);
     }
   }
   const float* source = group.source + position + n * group.source_tap_row + first * group.source_tap_column;
@@ -114,12 +114,21 @@ DDF_INLINE void add_taps(const PlaneGroup& group, const Mask* tap_masks, int64_t
   });
 }
 
+// Whether a tap row lies off the map for some vectors, going by its centre column, which none of them leaves.
+template <int vectors>
+DDF_INLINE bool misses_map(const Mask* masks) {
+  Mask any = 0;
+  for (int v = 0; v < vectors; ++v) any |= masks[v];
+  return any == 0;
+}
+
 template <Combine combine, int taps, int step, int vectors, Reads reads>
 DDF_INLINE void gather_vectors(const PlaneGroup& group, const Mask* tap_masks, int64_t position) {
   constexpr int lanes = kLanes<float>, parts = step > 0 ? ceil_divide(taps, kSharedTaps) : taps;
   Vector<float> sums[kPlaneChannels][vectors];
   clear(sums);
   for (int64_t n = 0; n < taps; ++n) {
+    if (reads != Reads::plane && misses_map<vectors>(tap_masks + (n * taps + taps / 2) * group.masks_tap)) continue;
     unrolled<parts>([&]<int part>() DDF_ALWAYS_INLINE {
       constexpr int first = part * taps / parts, count = (part + 1) * taps / parts - first;
       add_taps<combine, taps, step, first, count, vectors, reads>(group, tap_masks, position, n, sums);
@@ -175,7 +184,7 @@ DDF_NOINLINE void gather_range(const PlaneGroup& group, Range vectors, Range inn
     const Mask* masks = group.masks + v;
     const bool is_inner = v >= inner.begin && v + count <= inner.end;
     group.prefetch.template operator()<count * lanes>(v * lanes);
-    if (!is_inner && !group.has_neighbours) {
+    if (v < group.readable.begin || v + count > group.readable.end) {
       gather_vectors_at_any_step<combine, taps, count, Reads::anywhere>(group, masks, v * lanes);
     } else if constexpr (step == 0) {
       gather_vectors_at_any_step<combine, taps, count, Reads::neighbours>(group, masks, v * lanes);
