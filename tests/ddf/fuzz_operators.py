@@ -56,17 +56,18 @@ def random_call(choose: random.Random) -> Call:
     dtype = choose.choice(check.DTYPES)
     if choose.random() < 0.15:  # has a kernel of its own, which would seldom be drawn
         kernel_size, stride, dilation, dtype = 3, 2, 1, torch.float32
-    if choose.random() < 0.05:  # planes of a page, whose spatial filter is copied
-        channels, height, width, stride = 32 * head, 32, 32, 1
+    packs = choose.random() < 0.05  # likewise: the spatial filter of planes that fill pages is copied
+    if packs:
+        channels, height, width, kernel_size, stride, dtype = 32 * head, 32, 32, choose.choice([3, 5]), 1, torch.float32
     grid = reference.output_size(height, stride), reference.output_size(width, stride)
-    norm_gain = choose.choice([None, None, 0.5]) if kernel_size > 1 else None
+    norm_gain = choose.choice([None, None, 0.5]) if kernel_size > 1 and not packs else None
     shapes = (
         (batch, channels, *grid),
         (batch, channels, height, width),
         (choose.choice([1, batch]), channels, kernel_size, kernel_size),
         (choose.choice([1, batch]), head * kernel_size**2, *grid),
     )
-    layouts = [choose.choice(LAYOUTS) for _ in shapes]
+    layouts = [choose.choice(('contiguous', 'at the end') if packs else LAYOUTS) for _ in shapes]
     # expanding logits along the taps makes them equal: there the normalisation has no derivative to compare
     if norm_gain is not None and layouts[3] == 'expanded':
         layouts[3] = 'contiguous'

@@ -79,7 +79,10 @@ WHOLE_PLANES = [
     Case((1, 32, 40, 17), 7, kernel_combine='add'),
     Case((1, 32, 32, 32), 7),
     Case((2, 32, 56, 56), 3, dilation=2),
+    Case((1, 32, 30, 40), 7),
     Case((1, 32, 70, 70), 5, kernel_combine='add', norm_gain=0.5),
+    Case((1, 32, 72, 72), 3),
+    Case((2, 16, 72, 72), 3, kernel_combine='add'),
     Case((2, 16, 33, 23), 3, dilation=3),
     Case((2, 16, 12, 30), 5, dilation=2),
     Case((9, 64, 30, 64), 3, dilation=2, filters='batch 1'),  # beyond the caches
@@ -190,7 +193,9 @@ DETERMINISM = [
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
-    'case', [*DETERMINISM, *SMALL_MAPS[:3], *WIDE_ROWS[:3], *SLIDING_ROWS[:3], *STRIDED_ROWS[:3]], ids=str
+    'case',
+    [*DETERMINISM, *SMALL_MAPS[:3], *WIDE_ROWS[:3], *WHOLE_PLANES[:4], *SLIDING_ROWS[:3], *STRIDED_ROWS[:3]],
+    ids=str,
 )
 def test_results_do_not_depend_on_run_or_number_of_threads(case, dtype):
     tensors, threads = case.tensors(dtype), torch.get_num_threads()
@@ -290,7 +295,7 @@ def test_half_precision_is_rounded_to_nearest(dtype, memory_format, kernel_size)
 @pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize('kernel_size', [3, 5, 7])
 def test_nan_reaches_what_its_taps_reach(kernel_size, memory_format, kernel_combine):
-    """And not the other end of a row or the neighbouring plane, whose elements lie next to it in memory."""
+    """NaN does not reach the other end of a row or the neighbouring plane, which lie next to it in memory."""
     case = Case((2, 40, 18, 23), kernel_size, kernel_combine=kernel_combine)
     grad, input, *filters = case.tensors(torch.float32)
     for tensor in (grad, input):

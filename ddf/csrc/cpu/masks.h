@@ -48,7 +48,8 @@ DDF_INLINE Vector<float> product(Vector<float> a, Vector<float> b, Mask mask) {
   return same_bits<Vector<float>>(_mm512_maskz_mul_ps(mask, same_bits<__m512>(a), same_bits<__m512>(b)));
 }
 
-// Keeps a vector that was loaded in a register: the compiler would otherwise read it anew for every use.
+// Keeps a vector that was loaded: the compiler would otherwise read it anew for every use. In memory only where there
+// are no such registers, as in an emulation.
 DDF_INLINE Vector<float> kept(Vector<float> value) {
   asm("" : "+vm"(value));
   return value;
@@ -75,20 +76,15 @@ constexpr bool kHasMasks = false;
 #endif
 
 // The first `count` lanes of a vector, or all, to memory that may have no room for more.
-template <typename T>
-DDF_INLINE void store_first(T* to, Vector<typename Computed<T>::type> value, int64_t count) {
-  using A = typename Computed<T>::type;
+template <typename A>
+DDF_INLINE void store_first(A* to, Vector<A> value, int64_t count) {
 #if defined(__AVX512F__)
-  if constexpr (__is_same(T, float)) return store_masked(to, value, first_lanes(count));
+  if constexpr (__is_same(A, float)) return store_masked(to, value, first_lanes(count));
 #endif
   if (count >= kLanes<A>) return store(to, value);
-  T lanes[kLanes<A>];
+  A lanes[kLanes<A>];
   store(lanes, value);
-  if constexpr (__is_same(T, A)) {
-    copy_by_lanes<kLanes<A> / 2>(to, lanes, count);
-  } else {
-    __builtin_memcpy(to, lanes, count * sizeof(T));
-  }
+  copy_by_lanes<kLanes<A> / 2>(to, lanes, count);
 }
 
 }  // namespace

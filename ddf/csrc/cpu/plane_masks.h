@@ -29,6 +29,22 @@ inline Range inner_vectors(const Axis& rows, const Axis& columns, int64_t beyond
           smaller(on_map.end * width, positions - last - beyond) / kLanes<float>};
 }
 
+// The vectors for which all of [lowest, highest], as seen from a plane's first position, lies in a tensor of `size`
+// elements.
+inline Range readable_vectors(int64_t lowest, int64_t highest, int64_t size) {
+  return {ceil_divide(larger<int64_t>(-lowest, 0), kLanes<float>), (size - highest) / kLanes<float>};
+}
+
+// What a group of channels reads of a map in tensor `array`, of whole vectors at every tap: as above.
+inline Range readable_vectors(const Call& call, const Array& array, int64_t positions, int64_t image, int64_t channel,
+                              int64_t channels, Range reach) {
+  const int64_t first = image * array.batch + channel * array.channel;
+  const int64_t size = (call.batch - 1) * array.batch + (call.channels - 1) * array.channel + positions;
+  return readable_vectors(first + reach.begin, first + (channels - 1) * array.channel + reach.end, size);
+}
+
+inline Range common(Range a, Range b) { return {larger(a.begin, b.begin), smaller(a.end, b.end)}; }
+
 // The lanes of vectors [begin, end) of a plane for which a tap meets the map: bits to (row taps, column taps, vectors).
 DDF_NOINLINE inline void make_tap_masks(const Axis& rows, const Axis& columns, Range vectors, Mask* to) {
   constexpr int lanes = kLanes<float>;

@@ -197,7 +197,7 @@ class SpatialTile {
   int64_t first_row_, row_count_, first_column_, column_count_, pitch_;
 };
 
-// The same read where it lies; for kernels that take one element at a time and never leave the map.
+// The same read where it lies, by kernels that use nothing of what lies off the map.
 template <typename A>
 SpatialView<A> spatial_in_place(const Call& call, const Axis& rows, const Axis& columns, int64_t first_row,
                                 int64_t image, int64_t head) {

@@ -3,9 +3,9 @@
 //
 // A plane is taken as one long row: a tap reads it at a constant distance from the output, and a mask clears the lanes
 // in which that misses the map, above or below or by running into the neighbouring row. So vectors are full whatever
-// the width, and maps are written, those in float also read, where they lie. A task is a range of vectors of some
-// channels of one image and head. What is read in half precision, and filters that pass FilterNorm first, are converted
-// to scratch.
+// the width, and maps in float are read and written where they lie. A task is a range of vectors of some channels of
+// one image and head. Maps in half precision are converted in scratch, a few vectors at a time; filters that pass
+// FilterNorm first or that the caches would not serve well are copied there.
 #pragma once
 
 #include "planes.h"
@@ -72,14 +72,13 @@ class WholePlanesWorker {
     const int64_t tile = tiling.tile_vectors * kLanes<float>, pitch = tile + 2 * reach_;
     const int64_t filter = round_up(kPlaneChannels * taps_of(call), kLanes<float>);
     const int64_t spatial = taps_of(call) * (!spatial_in_tensor() ? pitch : packs_spatial() ? tile : 0);
-    const int64_t around = reach_ + kLanes<float>;  // the spatial filter: taps off the map read there
     const int64_t maps = in_tensors() ? 0 : (kPlaneChannels + 2) * pitch;
     const int64_t outputs = in_tensors() ? 0 : kPlaneChannels * kBlockPitch;
     const int64_t masks = ceil_divide(rows.taps * columns.taps * tiling.tile_vectors, 2);
-    filter_ = thread_scratch<float>(filter + spatial + 2 * around + maps + outputs + masks);
-    spatial_scratch_ = {filter_ + filter + around, {}, pitch};
-    source_scratch_ = {spatial_scratch_.data + spatial + around + pitch, {}, pitch};
-    output_scratch_ = spatial_scratch_.data + spatial + around + maps;
+    filter_ = thread_scratch<float>(filter + spatial + maps + outputs + masks);
+    spatial_scratch_ = {filter_ + filter, {}, pitch};
+    source_scratch_ = {spatial_scratch_.data + spatial + pitch, {}, pitch};
+    output_scratch_ = spatial_scratch_.data + spatial + maps;
     masks_ = reinterpret_cast<Mask*>(output_scratch_ + outputs);
   }
 
@@ -110,8 +109,9 @@ class WholePlanesWorker {
   // of the first cache, or are too many and too large to be fetched ahead, and channels enough use the copy.
   bool packs_spatial() const {
     constexpr int64_t kSamePlaces = 1024, kLarge = 24 << 10;
-    const bool crowds = positions() % kSamePlaces == 0 || taps_of(call_) * positions() > kLarge;
-    return spatial_in_tensor() && crowds && channels_per_head(call_) >= 4 * kPlaneChannels;
+    const bool crowds = positions() % kSamePlaces == 0, is_large = taps_of(call_) * positions() > kLarge;
+    const int64_t channels = channels_per_head(call_) / tiling_.channel_chunks;
+    return spatial_in_tensor() && (crowds || is_large) && channels >= 4 * kPlaneChannels;
   }
 
   void load_tile(int64_t tile, int64_t image, int64_t head) {
@@ -189,7 +189,9 @@ class WholePlanesWorker {
       group.source_channel = source_.channel;
       group.output = output;
       group.output_channel = output_.channel;
-      group.readable = readable(image, channel);
+      const Range map = readable_vectors(call_, source_, positions(), image, channel, kPlaneChannels,
+                                         {first_tap_, last_tap_ + kReadBeyond});
+      group.readable = common(map, readable_weights_);
       gather(group, vectors_);
     } else {
       group.source = source_scratch_.origin() + first_tap_;
@@ -212,27 +214,14 @@ class WholePlanesWorker {
             {vectors_.begin * lanes * size, vectors_.end * lanes * size}};
   }
 
-  // The vectors for which all of [lowest, highest], as seen from position 0, lies in a tensor of `size` elements.
-  static Range vectors_within(int64_t lowest, int64_t highest, int64_t size) {
-    return {ceil_divide(larger<int64_t>(-lowest, 0), kLanes<float>), (size - highest) / kLanes<float>};
-  }
-
-  Range readable(int64_t image, int64_t channel) const {
-    const int64_t lowest = image * source_.batch + channel * source_.channel + first_tap_;
-    const int64_t highest = lowest + (kPlaneChannels - 1) * source_.channel - first_tap_ + last_tap_ + kReadBeyond;
-    const int64_t size = (call_.batch - 1) * source_.batch + (call_.channels - 1) * source_.channel + positions();
-    const Range map = vectors_within(lowest, highest, size);
-    return {larger(map.begin, readable_weights_.begin), smaller(map.end, readable_weights_.end)};
-  }
-
   Range readable_in_tensor(const PlaneWeights& weights) const {
     const Array& filter = call_.spatial_filter;
     const int64_t first = weights.data - static_cast<const float*>(filter.data);
     const int64_t rows = (rows_.taps - 1) * weights.tap_row, columns = (columns_.taps - 1) * weights.tap_column;
     const int64_t size =
         (call_.spatial_batch - 1) * filter.batch + (call_.head * taps_of(call_) - 1) * filter.channel + positions();
-    return vectors_within(first + smaller<int64_t>(rows, 0) + smaller<int64_t>(columns, 0),
-                          first + larger<int64_t>(rows, 0) + larger<int64_t>(columns, 0), size);
+    return readable_vectors(first + smaller<int64_t>(rows, 0) + smaller<int64_t>(columns, 0),
+                            first + larger<int64_t>(rows, 0) + larger<int64_t>(columns, 0), size);
   }
 
   // A few vectors at a time, which stay in the first cache between conversions and use. Scratch is written in whole

@@ -41,14 +41,15 @@ class PlanePrefetch {
   template <int bytes>
   DDF_INLINE void ask(int64_t begin) const {
     constexpr int line = 64;
-    const char *to = output + begin + line - 1, *from = upcoming + begin + ahead;
+    const char* to = output + begin + line - 1;
     for (int i = 0; i < kPlaneChannels; ++i, to += output_channel) {
       for (int b = 0; b < bytes; b += line) __builtin_prefetch(to + b, 1);
     }
     if (upcoming == nullptr) return;
+    const char* from = upcoming + begin + ahead;
     if (begin + ahead >= tile.end) from += kPlaneChannels * upcoming_channel - tile.size();
     for (int i = 0; i < kPlaneChannels; ++i, from += upcoming_channel) {
-      for (int b = 0; b < bytes; b += line) __builtin_prefetch(from + b);
+      for (int b = 0; b < bytes; b += line) __builtin_prefetch(from + b, 0, 2);
     }
   }
 };
@@ -74,13 +75,14 @@ struct PlaneGroup {
 enum class Reads { plane, neighbours, anywhere };
 
 constexpr int kSharedTaps = 3;  // that share what they read: their spatial filter stays in registers meanwhile
-constexpr int kReadBeyond = 4;  // elements that are read at once behind the vectors, where taps share them
+constexpr int kReadBeyond = 4;  // elements that are read behind the vectors, where taps share what they read
 
 // Adds tap row n's columns [first, first + count) to the sums. `step`: between the columns; 0 where `count` is 1.
 template <Combine combine, int taps, int step, int first, int count, int vectors, Reads reads>
 DDF_INLINE void add_taps(const PlaneGroup& group, const Mask* tap_masks, int64_t position, int64_t n,
                          Vector<float> (&sums)[kPlaneChannels][vectors]) {
   constexpr int lanes = kLanes<float>;
+  static_assert((count - 1) * step <= kReadBeyond);
   const PlaneWeights& weights = group.weights;
   const float* spatial = weights.data + position / lanes * weights.vector + n * weights.tap_row;
   Vector<float> s[count][vectors];
@@ -101,20 +103,21 @@ DDF_INLINE void add_taps(const PlaneGroup& group, const Mask* tap_masks, int64_t
       const float* from = source + v * lanes;
       x[v] = reads == Reads::anywhere ? load_masked(from, masks[0][v]) : kept(load(from));
     }
-    if constexpr (step > 0) x[vectors] = load_four(source + vectors * lanes);
+    x[vectors] = step > 0 ? load_four(source + vectors * lanes) : Vector<float>{};
     unrolled<count>([&]<int m>() DDF_ALWAYS_INLINE {
       const Vector<float> c = broadcast(filter[i * taps * taps + m]);
       for (int v = 0; v < vectors; ++v) {
         const Vector<float> value = lanes_from<m * step>(x[v], x[v + 1]), weight = tap_weight<combine>(c, s[m][v]);
-        const bool meets_map = reads == Reads::plane && 2 * (first + m) + 1 == taps;  // all lanes of the column above
-        sums[i][v] = meets_map ? sums[i][v] + weight * value : add_product(sums[i][v], weight, value, masks[m][v]);
+        // the centre column meets the map in all lanes
+        const bool needs_no_mask = reads == Reads::plane && 2 * (first + m) + 1 == taps;
+        sums[i][v] = needs_no_mask ? sums[i][v] + weight * value : add_product(sums[i][v], weight, value, masks[m][v]);
       }
     });
     source = opaque(source + group.source_channel);
   });
 }
 
-// Whether a tap row lies off the map for some vectors, going by its centre column, which none of them leaves.
+// Whether a tap row lies off the map for all of the vectors, by the masks of its centre column.
 template <int vectors>
 DDF_INLINE bool misses_map(const Mask* masks) {
   Mask any = 0;
@@ -176,7 +179,7 @@ DDF_NOINLINE void gather_last(const PlaneGroup& group, const Mask* tap_masks, in
   }
 }
 
-// The vectors of a range. Those in `inner` read nothing outside of their planes. `step`: between tap columns, or 0.
+// The vectors of a range. Those in `inner` read nothing outside of their planes. `step`: between tap columns; 0: any.
 template <Combine combine, int taps, int step>
 DDF_NOINLINE void gather_range(const PlaneGroup& group, Range vectors, Range inner) {
   constexpr int64_t lanes = kLanes<float>, most = kAccumulators / kPlaneChannels;
