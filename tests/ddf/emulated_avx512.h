@@ -124,8 +124,7 @@ static inline __m512i emulated_mask_or_epi32(__m512i other, __mmask16 mask, __m5
   return emulated_where(mask, EmulatedWords::of(other), [&](int i) { return x.lane[i] | y.lane[i]; }).as<__m512i>();
 }
 
-template <int first>
-static inline __m512i emulated_alignr_epi32(__m512i high, __m512i low) {
+static inline __m512i emulated_alignr_epi32(__m512i high, __m512i low, int first) {
   const auto x = EmulatedWords::of(high), y = EmulatedWords::of(low);
   const auto lane = [&](int i) { return i < 16 ? y.lane[i] : x.lane[i - 16]; };
   return emulated_where(0xffff, EmulatedWords{}, [&](int i) { return lane(i + first); }).as<__m512i>();
@@ -140,7 +139,7 @@ static inline __m512 emulated_zextps128_ps512(__m128 four) {
 #undef _mm512_cvtps_ph
 #undef _mm512_cmp_ps_mask
 #undef _mm512_alignr_epi32
-#define _mm512_alignr_epi32(high, low, first) emulated_alignr_epi32<first>(high, low)
+#define _mm512_alignr_epi32 emulated_alignr_epi32
 #define _mm512_zextps128_ps512 emulated_zextps128_ps512
 #define _mm512_test_epi32_mask emulated_test_epi32_mask
 #define _mm512_cmp_ps_mask(a, b, unordered) emulated_unordered_mask(a, b)

@@ -38,13 +38,15 @@ void gather(const Call& call, const AxisSet& rows, const AxisSet& columns, const
       }
     }
   };
+  const bool has_planes = gathers_whole_planes<T>(call, rows, columns, source, output);
+  const bool has_row_tiles = gathers_row_tiles<T>(call, rows, columns, source, output);
   if (has_pixels<T>(call, source) && has_pixels<T>(call, output)) {
     gather_pixels(call, source, output);
   } else if (gathers_strided_rows<T>(call, rows, columns, source, output)) {
     gather_strided_rows(call, rows[0], columns[0], source, output);
-  } else if (gathers_row_tiles<T>(call, rows, columns, source, output)) {
+  } else if (has_row_tiles && !(has_planes && favours_whole_planes(columns[0]))) {
     gather_row_tiles(call, rows[0], columns[0], source, output);
-  } else if (gathers_whole_planes<T>(call, rows, columns, source, output)) {
+  } else if (has_planes) {
     gather_whole_planes<T>(call, rows[0], columns[0], source, output);
   } else if (gathers_transposed<T>(call, columns, source, output)) {
     gather_transposed<T>(call, rows, columns, source, output, gather_pixels);

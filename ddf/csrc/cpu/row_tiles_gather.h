@@ -9,7 +9,6 @@
 #include "planes.h"
 #include "row_tiles_registers.h"
 #include "spatial_rows.h"
-#include "whole_planes_gather.h"
 
 namespace ddf {
 namespace {
@@ -188,35 +187,21 @@ class RowTileWorker {
   Range range_{};
   int64_t loaded_ = -1;  // tile of a map
 };
-
-// Whether whole planes, whose taps share what they read by permuting it, are the faster way: where a unit permutes
-// vectors while those for FMA are busy, unless rows fill their vectors and share more over seven taps.
-inline bool favours_whole_planes(const Axis& columns) {
-  __builtin_cpu_init();
-  return __builtin_cpu_is("amd") && columns.source_tap_step == 1 &&
-         (columns.taps < 7 || columns.outputs % kLanes<float> != 0);
-}
 #endif
 
-// Where forward pass and gradient of the input go this way: the rows fill their vectors, and the spatial filter is read
-// as it lies, or normalised where the outputs lie.
+// Where forward pass and gradient of the input can go this way: the rows fill their vectors, and the spatial filter is
+// read as it lies, or normalised where the outputs lie.
 template <typename T>
-bool gathers_row_tiles([[maybe_unused]] const Call& call, [[maybe_unused]] const AxisSet& rows,
-                       [[maybe_unused]] const AxisSet& columns, [[maybe_unused]] const Array& source,
-                       [[maybe_unused]] const Array& output) {
-#if defined(__AVX512F__)
+bool gathers_row_tiles(const Call& call, const AxisSet& rows, const AxisSet& columns, const Array& source,
+                       const Array& output) {
   constexpr int64_t lanes = kLanes<float>;
-  if (!__is_same(T, float) || call.stride != 1) return false;
-  if (gathers_whole_planes<T>(call, rows, columns, source, output) && favours_whole_planes(columns[0])) return false;
+  if (!kHasMasks || !__is_same(T, float) || call.stride != 1) return false;
   const int64_t taps = known_taps<float, kChannelGroup>(rows[0], columns[0]), width = columns[0].outputs;
   const bool fills_vectors = 4 * width >= 3 * round_up(width, lanes) && (taps == 7 || width > lanes);
   const bool has_filters =
       call.spatial_filter.column == 1 && (!call.normalize || (!rows.weights_at_source() && taps == call.kernel_size));
   return taps >= 5 && fills_vectors && has_filters && channels_per_head(call) % kChannelGroup == 0 &&
          source.column == 1 && output.column == 1;
-#else
-  return false;
-#endif
 }
 
 inline void gather_row_tiles([[maybe_unused]] const Call& call, [[maybe_unused]] const Axis& rows,

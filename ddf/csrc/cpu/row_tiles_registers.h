@@ -75,13 +75,11 @@ DDF_NOINLINE void gather_rows(const RowTile& tile) {
     const float* source = tile.source + m * tile.source_tap_column;
     const float* spatial = tile.spatial + m * taps * kTapElements;
     for (int v = 0; v < vectors; ++v) registers.masks[v] = tile.masks[m * kTileVectors + v];
-    [&]<int... y>(std::integer_sequence<int, y...>) DDF_ALWAYS_INLINE {
-      ((add_source_row<combine, taps, y, has_neighbours>(source, tile.source_channel, spatial, tile.channel_filter + m,
-                                                         rows_on_map, registers),
-        source = opaque(source + tile.source_row)),
-       ...);
-    }
-    (std::make_integer_sequence<int, rows + taps - 1>{});
+    unrolled<rows + taps - 1>([&]<int y>() DDF_ALWAYS_INLINE {
+      add_source_row<combine, taps, y, has_neighbours>(source, tile.source_channel, spatial, tile.channel_filter + m,
+                                                       rows_on_map, registers);
+      source = opaque(source + tile.source_row);
+    });
   }
   for (int r = 0; r < rows; ++r) {
     for (int i = 0; i < kTileChannels; ++i) {

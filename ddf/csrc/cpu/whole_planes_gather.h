@@ -278,6 +278,18 @@ bool gathers_whole_planes(const Call& call, const AxisSet& rows, const AxisSet& 
          has_whole_planes(output, call.width);
 }
 
+// Whether that is faster than tiles of rows where both are possible: where a unit permutes vectors, as taps that share
+// what they read must, while those for FMA are busy; unless rows fill their vectors and share more over seven taps.
+inline bool favours_whole_planes([[maybe_unused]] const Axis& columns) {
+#if defined(__AVX512F__)
+  __builtin_cpu_init();
+  return __builtin_cpu_is("amd") && columns.source_tap_step == 1 &&
+         (columns.taps < 7 || columns.outputs % kLanes<float> != 0);
+#else
+  return false;
+#endif
+}
+
 template <typename T>
 void gather_whole_planes([[maybe_unused]] const Call& call, [[maybe_unused]] const Axis& rows,
                          [[maybe_unused]] const Axis& columns, [[maybe_unused]] const Array& source,
