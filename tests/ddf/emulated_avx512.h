@@ -6,6 +6,7 @@
 
 #if !defined(__AVX512F__)
 #define __AVX512F__ 1
+#define DDF_EMULATES_AVX512
 
 static inline __m512 emulated_cvtph_ps(__m256i halves) {
   const __m256 low = _mm256_cvtph_ps(_mm256_castsi256_si128(halves));

@@ -48,10 +48,11 @@ DDF_INLINE Vector<float> product(Vector<float> a, Vector<float> b, Mask mask) {
   return same_bits<Vector<float>>(_mm512_maskz_mul_ps(mask, same_bits<__m512>(a), same_bits<__m512>(b)));
 }
 
-// Keeps a vector that was loaded: the compiler would otherwise read it anew for every use. In memory only where there
-// are no such registers, as in an emulation.
+// Keeps a vector that was loaded in a register: the compiler would otherwise read it anew for every use.
 DDF_INLINE Vector<float> kept(Vector<float> value) {
-  asm("" : "+vm"(value));
+#if !defined(DDF_EMULATES_AVX512)  // which has no such registers
+  asm("" : "+v"(value));
+#endif
   return value;
 }
 
