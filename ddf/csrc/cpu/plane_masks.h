@@ -20,7 +20,7 @@ inline int64_t tap_distance(const Axis& rows, const Axis& columns, int64_t n, in
 }
 
 // The vectors of a plane from which no tap, and no read of `beyond` elements more, goes outside of it.
-inline Range inner_vectors(const Axis& rows, const Axis& columns, int64_t beyond = 0) {
+inline Range inner_vectors(const Axis& rows, const Axis& columns, int64_t beyond) {
   const Range on_map = outputs_on_map(rows, {0, rows.taps});
   const int64_t width = columns.outputs, positions = rows.outputs * width;
   const int64_t first = tap_distance(rows, columns, 0, 0);
