@@ -8,8 +8,8 @@ from hypothesis import given, settings
 
 from ddf import check, reference
 from ddf.check import Case, evaluate
+from tests.ddf.kernel_cases import DETERMINISM, UNREACHED
 from tests.ddf.test_fuzz import FUZZ, calls
-from tests.ddf.test_kernels import DETERMINISM, UNREACHED
 
 LIMITS = ({}, {'blocks': 1}, {'blocks': 10**6}, {'offset': 10})  # the last: everything in 64-bit indices
 EVEN = (
