@@ -61,8 +61,10 @@ inline int64_t chunks_for_threads(const Call& call, int64_t tasks, int64_t group
   return tasks >= 2 * call.threads ? 1 : smaller(groups, ceil_divide(4 * call.threads, tasks));
 }
 
-// Whether a map has more than `cached` elements: by default, so many that the second caches do not serve it.
-inline bool exceeds_caches(const Call& call, int64_t positions, int64_t cached = 1 << 20) {
+constexpr int64_t kCached = 1 << 20;  // elements of a map that the second caches serve
+
+// Whether a map is too large for the second caches.
+inline bool exceeds_caches(const Call& call, int64_t positions, int64_t cached = kCached) {
   return call.batch * call.channels * positions > cached;
 }
 

@@ -204,9 +204,9 @@ class WholePlanesWorker {
 
   PlanePrefetch prefetch(const T* source, const T* output) const {
     constexpr int64_t size = sizeof(T), lanes = kLanes<float>;
-    // What is asked for in vain costs kernels of 3 a few percent, larger ones one.
-    const bool is_cached = !exceeds_caches(call_, positions(), rows_.taps == 3 ? 1 << 20 : 1 << 19);
-    if (in_tensors() && is_cached) source = nullptr;
+    // What is asked for in vain costs kernels of 3 a few percent, larger ones one: they ask for smaller maps, too.
+    const int64_t cached = rows_.taps == 3 ? kCached : kCached / 2;
+    if (in_tensors() && !exceeds_caches(call_, positions(), cached)) source = nullptr;
     return {reinterpret_cast<const char*>(output),
             reinterpret_cast<const char*>(source),
             output_.channel * size,
