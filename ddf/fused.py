@@ -17,6 +17,7 @@ from .filter_norm import FilterNorm
 from .schemas import dynamic_filter
 
 _DTYPES = (torch.float32, torch.float64)
+_PLAIN = (nn.Parameter, Tensor)
 
 
 def filter_predicting(
@@ -53,19 +54,19 @@ def filter_predicting(
         return None
     if convolution.stride != (stride, stride) or norm.mean is not None or x.shape[1] != convolution.in_channels:
         return None
-    weights = (
+    weights = [
         *(convolution.weight, convolution.bias, squeeze.weight, squeeze.bias),
         *(excite.weight, excite.bias, norm.std),
-    )
-    norms = [_norm_values(x, layers) for layers in (before, after)]
-    if None in norms or not all(_is_like(x, weight) for weight in weights):
+    ]
+    norms = [_norm_values(layers, x.shape[1]) for layers in (before, after)]
+    if None in norms or not _are_like(x, sum(norms, start=weights)):
         return None
     eps = [0.0 if layers is None else layers[0].eps for layers in (before, after)]
     settings = norm.kernel_size, dilation, stride, head, kernel_combine, norm_gain
     return dynamic_filter(x, *weights, *settings, *norms, *eps)
 
 
-def _norm_values(x: Tensor, layers: tuple[Any, Any] | None) -> list[Tensor] | None:
+def _norm_values(layers: tuple[Any, Any] | None, channels: int) -> list[Tensor] | None:
     """Weight, bias, mean and variance of a BatchNorm in evaluation with a ReLU behind it; None where it is another."""
     if layers is None:
         return []
@@ -73,7 +74,7 @@ def _norm_values(x: Tensor, layers: tuple[Any, Any] | None) -> list[Tensor] | No
     if not (is_plain(norm, nn.BatchNorm2d) and is_plain(activation, nn.ReLU)) or norm.training:
         return None
     values = [norm.weight, norm.bias, norm.running_mean, norm.running_var]
-    return values if all(_is_like(x, value) and value.shape == x.shape[1:2] for value in values) else None
+    return values if all(type(value) in _PLAIN and value.numel() == channels for value in values) else None
 
 
 @functools.cache
@@ -106,5 +107,6 @@ def _is_dense(x: Tensor) -> bool:
     )
 
 
-def _is_like(x: Tensor, weight: Any) -> bool:
-    return type(weight) in (nn.Parameter, Tensor) and weight.dtype == x.dtype and weight.is_contiguous()
+def _are_like(x: Tensor, weights: list[Any]) -> bool:
+    dtype = x.dtype
+    return all(type(weight) in _PLAIN and weight.dtype is dtype and weight.is_contiguous() for weight in weights)

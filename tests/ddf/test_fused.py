@@ -71,10 +71,11 @@ def test_equals_the_layers(calls, shape, settings, dtype, memory_format):
 
 
 @LAYOUTS
+@pytest.mark.parametrize('stride', [1, 2])
 @pytest.mark.parametrize('batch', [1, 11, 32])
-def test_threads_change_no_bit(batch, memory_format):
+def test_threads_change_no_bit(batch, stride, memory_format):
     """Whole images for each thread, or every step shared: by the number of images and of threads."""
-    pack = DDFPack(48, stride=2).eval()
+    pack = DDFPack(48, stride=stride).eval()
     x = torch.randn(batch, 48, 23, 20).to(memory_format=memory_format)
     threads = torch.get_num_threads()
     outputs = []

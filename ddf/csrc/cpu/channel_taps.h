@@ -18,6 +18,7 @@ struct Factor {
   int64_t length;
   Vector<A> last;  // where length is at least a vector's
 
+  Factor() = default;
   Factor(const A* from, int64_t count) : values(from), length(count), last{} {
     const int64_t rest = count % kLanes<A>;
     if (count < kLanes<A> || rest == 0) return;
@@ -27,38 +28,75 @@ struct Factor {
   }
 };
 
-// Adds to sums[i] the product of row i of a matrix (rows, length) with the vector.
-template <int rows, typename A>
-DDF_INLINE void add_products(const A* matrix, const Factor<A>& factor, A* sums) {
-  const int64_t length = factor.length;
+// A register tile of products: rows of a matrix, and vectors that share every load of those.
+constexpr int kLinearRows = 4, kLinearFactors = kAccumulators / kLinearRows;
+
+// Adds to sums[f * pitch + i] the product of row i of a matrix (rows, length) with vector f.
+template <int rows, int factors, typename A>
+DDF_INLINE void add_products(const A* matrix, const Factor<A>* factor, A* sums, int64_t pitch) {
+  const int64_t length = factor->length;
   if (length < kLanes<A>) {
-    for (int row = 0; row < rows; ++row) {
-      for (int64_t i = 0; i < length; ++i) sums[row] += matrix[row * length + i] * factor.values[i];
+    for (int f = 0; f < factors; ++f, ++factor, sums += pitch) {
+      for (int row = 0; row < rows; ++row) {
+        for (int64_t i = 0; i < length; ++i) sums[row] += matrix[row * length + i] * factor->values[i];
+      }
     }
     return;
   }
-  Vector<A> products[rows];
+  Vector<A> products[factors][rows];
   clear(products);
+  const auto add = [&](int64_t i, const auto& values_of) DDF_ALWAYS_INLINE {
+    Vector<A> elements[rows];
+    for (int row = 0; row < rows; ++row) elements[row] = load(matrix + row * length + i);
+    for (int f = 0; f < factors; ++f) {
+      const Vector<A> values = values_of(factor[f]);
+      for (int row = 0; row < rows; ++row) products[f][row] += elements[row] * values;
+    }
+  };
   int64_t i = 0;
   for (; i + kLanes<A> <= length; i += kLanes<A>) {
-    const Vector<A> values = load(factor.values + i);
-    for (int row = 0; row < rows; ++row) products[row] += load(matrix + row * length + i) * values;
+    add(i, [&](const Factor<A>& one) DDF_ALWAYS_INLINE { return load(one.values + i); });
   }
-  if (i < length) {
-    for (int row = 0; row < rows; ++row) {
-      products[row] += load(matrix + (row + 1) * length - kLanes<A>) * factor.last;
-    }
-  }
-  add_lanes<rows, A>(sums, products);
+  if (i < length) add(length - kLanes<A>, [](const Factor<A>& one) DDF_ALWAYS_INLINE { return one.last; });
+  for (int f = 0; f < factors; ++f) add_lanes<rows, A>(sums + f * pitch, products[f]);
 }
 
-// A linear layer: to[i] is bias[i] and the product of row i of the weights with the vector.
-template <typename A>
-DDF_NOINLINE void linear(const A* weights, const A* bias, int64_t rows, const Factor<A>& factor, A* to) {
-  copy(to, bias, rows);
+template <int factors, typename A>
+DDF_NOINLINE void multiply_rows(const A* weights, const A* bias, int64_t rows, const Factor<A>* factor, A* to,
+                                int64_t pitch) {
+  for (int f = 0; f < factors; ++f) copy(to + f * pitch, bias, rows);
   int64_t row = 0;
-  for (; row + 4 <= rows; row += 4) add_products<4>(weights + row * factor.length, factor, to + row);
-  for (; row < rows; ++row) add_products<1>(weights + row * factor.length, factor, to + row);
+  for (; row + kLinearRows <= rows; row += kLinearRows) {
+    add_products<kLinearRows, factors>(weights + row * factor->length, factor, to + row, pitch);
+  }
+  for (; row < rows; ++row) add_products<1, factors>(weights + row * factor->length, factor, to + row, pitch);
+}
+
+// Some images' vectors, one every `pitch` elements.
+template <typename A>
+struct ImageVectors {
+  A* data;
+  int64_t pitch;
+
+  A* operator[](int64_t image) const { return data + image * pitch; }
+};
+
+// A linear layer: for every image its bias and the products of the weights' rows with its vector, which has `length`
+// elements. What one image gets does not depend on the others.
+template <typename A>
+void linear(const A* weights, const A* bias, int64_t rows, int64_t length, int64_t images,
+            const ImageVectors<const A>& from, const ImageVectors<A>& to) {
+  int64_t image = 0;
+  const auto take = [&]<int factors>() {
+    for (; image + factors <= images; image += factors) {
+      Factor<A> factor[factors];
+      for (int f = 0; f < factors; ++f) factor[f] = Factor<A>(from[image + f], length);
+      multiply_rows<factors>(weights, bias, rows, factor, to[image], to.pitch);
+    }
+  };
+  take.template operator()<kLinearFactors>();
+  if constexpr (kLinearFactors > 2) take.template operator()<2>();
+  take.template operator()<1>();
 }
 
 // (batch, hidden): what the first layer and its ReLU make of the sums, (batch, runs, channels), which
@@ -66,19 +104,19 @@ DDF_NOINLINE void linear(const A* weights, const A* bias, int64_t rows, const Fa
 template <typename A>
 void squeeze(const Call& call, const Branches& branches, A* sums, int64_t runs, A* hidden) {
   const A count = static_cast<A>(call.height * call.width);
+  const ImageVectors<A> means{sums, runs * call.channels}, outputs{hidden, branches.hidden};
   parallel(call, call.batch, [&](int64_t begin, int64_t end) {
     for (int64_t image = begin; image < end; ++image) {
-      A *mean = sums + image * runs * call.channels, *to = hidden + image * branches.hidden;
-      const A* part = mean;
+      A* mean = means[image];
       for (int64_t run = 1; run < runs; ++run) {
-        part += call.channels;
-        for (int64_t c = 0; c < call.channels; ++c) mean[c] += part[c];
+        for (int64_t c = 0; c < call.channels; ++c) mean[c] += mean[run * call.channels + c];
       }
       for (int64_t c = 0; c < call.channels; ++c) mean[c] /= count;
-      linear(static_cast<const A*>(branches.squeeze_weight), static_cast<const A*>(branches.squeeze_bias),
-             branches.hidden, Factor<A>(mean, call.channels), to);
-      for (int64_t i = 0; i < branches.hidden; ++i) to[i] = to[i] < 0 ? 0 : to[i];  // NaN stays
     }
+    linear<A>(static_cast<const A*>(branches.squeeze_weight), static_cast<const A*>(branches.squeeze_bias),
+              branches.hidden, call.channels, end - begin, {means[begin], means.pitch},
+              {outputs[begin], outputs.pitch});
+    for (A* to = outputs[begin]; to != outputs[end]; ++to) *to = *to < 0 ? 0 : *to;  // NaN stays
   });
 }
 
@@ -101,12 +139,12 @@ void excite(const Call& call, const Branches& branches, const A* hidden) {
     __builtin_memset(turned, 0, taps * lanes * sizeof(A));
     for (int64_t block = begin; block < end; ++block) {
       const int64_t channels = smaller(lanes, call.channels - block * lanes), first = block * lanes * taps;
+      const ImageVectors<A> filters{at<A>(call.channel_filter, 0, 0) + first, call.channel_filter.batch};
+      linear<A>(static_cast<const A*>(branches.excite_weight) + first * branches.hidden,
+                static_cast<const A*>(branches.excite_bias) + first, channels * taps, branches.hidden, call.batch,
+                {hidden, branches.hidden}, filters);
       for (int64_t image = 0; image < call.batch; ++image) {
-        A* filter = at<A>(call.channel_filter, image, 0) + first;
-        linear(static_cast<const A*>(branches.excite_weight) + first * branches.hidden,
-               static_cast<const A*>(branches.excite_bias) + first, channels * taps,
-               Factor<A>(hidden + image * branches.hidden, branches.hidden), filter);
-        normalize_channels(filter, channels, taps, static_cast<const A*>(branches.scale) + first, turned);
+        normalize_channels(filters[image], channels, taps, static_cast<const A*>(branches.scale) + first, turned);
       }
     }
   });

@@ -86,26 +86,29 @@ void filter_images(Call call, const Branches& branches, const Affines<A>& affine
   }
 }
 
-// Where there are images enough, each thread takes some of its own from the map to the output, so that the operation
-// finds them in the thread's cache; else the threads share every step. The results are the same.
+// Where there are images enough, each thread takes its own from the map to the output, a few at a time, so that the
+// operation finds them in the thread's cache; else the threads share every step. The results are the same.
 template <typename A, typename Logits>
 void filter_maps(const Call& call, const Branches& branches, Forward forward) {
-  constexpr int64_t kGroupBytes = 512 << 10, kWantedGroups = 8;
+  constexpr int64_t kCachedBytes = 512 << 10;
   const int64_t image_bytes = call.channels * call.height * call.width * sizeof(A);
-  const int64_t fitting = larger<int64_t>(kGroupBytes / image_bytes, 1);
-  const int64_t group = smaller(fitting, ceil_divide(call.batch, kWantedGroups));
-  const int64_t groups = ceil_divide(call.batch, group);
+  const int64_t fitting = larger<int64_t>(kCachedBytes / image_bytes, 1);
   Buffer buffer;
   const int64_t before = Affine<A>::size(branches.before, call.channels);
   A* scales = buffer.at_least<A>(before + Affine<A>::size(branches.after, call.channels));
   const Affines<A> affines{{branches.before, call.channels, scales}, {branches.after, call.channels, scales + before}};
-  if (groups < 2 * call.threads) return filter_images<A, Logits>(call, branches, affines, forward, 0, call.batch);
-  parallel(call, groups, [&](int64_t begin, int64_t end) {
+  if (call.batch < 2 * call.threads) {
+    return filter_images<A, Logits>(call, branches, affines, forward, 0, call.batch);
+  }
+  parallel(call, call.batch, [&](int64_t begin, int64_t end) {
     Call part = call;
     part.threads = 1;
     part.parallel_for = run_here;
-    for (int64_t first = begin * group; first < smaller(end * group, call.batch); first += group) {
-      filter_images<A, Logits>(part, branches, affines, forward, first, smaller(group, call.batch - first));
+    const int64_t groups = ceil_divide(end - begin, fitting);
+    for (int64_t group = 0; group < groups; ++group) {
+      const int64_t first = begin + (end - begin) * group / groups;
+      const int64_t last = begin + (end - begin) * (group + 1) / groups;
+      filter_images<A, Logits>(part, branches, affines, forward, first, last - first);
     }
   });
 }

@@ -10,7 +10,8 @@
 namespace ddf {
 namespace {
 
-// How an image is cut: runs of its output pixels, and as many runs of all its pixels for the sums.
+// How an image is cut: runs of its output pixels, and as many runs of all its pixels for the sums; the same where those
+// are the same pixels.
 struct LogitRuns {
   int64_t pixels, out_pixels;  // of an image
   int64_t length, count;
@@ -23,7 +24,15 @@ struct LogitRuns {
   }
 
   Range outputs(int64_t run) const { return {run * length, smaller((run + 1) * length, out_pixels)}; }
-  Range summed(int64_t run) const { return {pixels * run / count, pixels * (run + 1) / count}; }
+  Range summed(int64_t run) const {
+    return pixels == out_pixels ? outputs(run) : Range{summed_before(run), summed_before(run + 1)};
+  }
+
+ private:
+  int64_t summed_before(int64_t run) const {
+    constexpr int64_t kWhole = 16;  // pixels, which fill vectors
+    return smaller(round_up(pixels * run / count, kWhole), pixels);
+  }
 };
 
 inline int64_t logits_of(const Call& call) { return call.head * taps_of(call); }  // of a pixel

@@ -17,30 +17,43 @@ class PlaneLogits {
 
   // Elements that `pack` writes, and that a thread's `run` needs.
   int64_t packed_size() const { return groups_ * (call_.channels + 1) * kLogitRows; }
-  int64_t scratch_size() const { return (call_.channels + kLogitRows) * kBlock; }
+  int64_t scratch_size() const { return (call_.channels + kLogitRows) * kBlock + call_.channels * kLanes<A>; }
 
   void pack(const Branches& branches, A* packed) const { pack_logits(call_, branches, groups_, kLogitRows, packed); }
 
-  // Writes the channels' sums over the pixels `summed` to `sums`, and the logits of the pixels `outputs`.
+  // Writes the channels' sums over the pixels `summed` to `sums`, and the logits of the pixels `outputs`. Where those
+  // are the same, they are read once.
   void run(const A* packed, int64_t image, Range summed, Range outputs, A* sums, A* scratch) const {
-    const int64_t plane = call_.height * call_.width;
+    const int64_t plane = call_.height * call_.width, out_plane = call_.out_height * call_.out_width;
     const A* source = at<const A>(call_.input, image, 0);
-    for (int64_t c = 0; c < call_.channels; ++c) sums[c] = sum(source + c * plane + summed.begin, summed.size());
-    const int64_t out_plane = call_.out_height * call_.out_width;
-    A* to = at<A>(call_.spatial_filter, image, 0);
+    A *to = at<A>(call_.spatial_filter, image, 0), *block = scratch + call_.channels * kBlock;
+    A* lane_sums = block + kLogitRows * kBlock;  // (channels, lanes)
+    const bool is_whole = call_.stride == 1;     // every pixel is an output's
+    if (is_whole) {
+      __builtin_memset(lane_sums, 0, call_.channels * kLanes<A> * sizeof(A));
+    } else {
+      for (int64_t c = 0; c < call_.channels; ++c) sums[c] = sum(source + c * plane + summed.begin, summed.size());
+    }
     for (int64_t pixel = outputs.begin; pixel < outputs.end; pixel += kBlock) {
       const int64_t count = smaller<int64_t>(kBlock, outputs.end - pixel);
-      const bool in_place = call_.stride == 1 && count == kBlock;
+      const bool in_place = is_whole && count == kBlock;
       if (!in_place) collect(source, pixel, count, scratch);
+      const A* from = in_place ? source + pixel : scratch;
+      const int64_t from_channel = in_place ? plane : kBlock;
       for (int64_t group = 0; group < groups_; ++group) {
-        multiply(in_place ? source + pixel : scratch, in_place ? plane : kBlock,
-                 packed + group * (call_.channels + 1) * kLogitRows, scratch + call_.channels * kBlock);
+        const A* weights = packed + group * (call_.channels + 1) * kLogitRows;
+        if (is_whole && group == 0) {
+          multiply<true>(from, from_channel, weights, block, lane_sums);
+        } else {
+          multiply<false>(from, from_channel, weights, block, nullptr);
+        }
         const int64_t first = group * kLogitRows, rows = smaller<int64_t>(kLogitRows, logits_ - first);
         for (int64_t row = 0; row < rows; ++row) {
-          copy(to + (first + row) * out_plane + pixel, scratch + (call_.channels + row) * kBlock, count);
+          copy(to + (first + row) * out_plane + pixel, block + row * kBlock, count);
         }
       }
     }
+    if (is_whole) add_up(lane_sums, sums);
   }
 
  private:
@@ -77,8 +90,22 @@ class PlaneLogits {
     }
   }
 
-  // A block of one group of logits, (kLogitRows, kBlock).
-  DDF_NOINLINE void multiply(const A* source, int64_t source_channel, const A* weights, A* to) const {
+  // The sums of all channels, from those of their lanes.
+  DDF_NOINLINE void add_up(const A* lane_sums, A* sums) const {
+    __builtin_memset(sums, 0, call_.channels * sizeof(A));
+    int64_t c = 0;
+    for (; c + 4 <= call_.channels; c += 4) {
+      Vector<A> values[4];
+      for (int i = 0; i < 4; ++i) values[i] = load(lane_sums + (c + i) * kLanes<A>);
+      add_lanes<4, A>(sums + c, values);
+    }
+    for (; c < call_.channels; ++c) sums[c] = horizontal_sum<A>(load(lane_sums + c * kLanes<A>));
+  }
+
+  // A block of one group of logits, (kLogitRows, kBlock). `sums_up`: the block's pixels are added to `lane_sums`, too;
+  // what is a block behind the next, in planes that no prefetcher follows all at once, is asked for.
+  template <bool sums_up>
+  DDF_NOINLINE void multiply(const A* source, int64_t source_channel, const A* weights, A* to, A* lane_sums) const {
     Vector<A> sums[kLogitRows][kLogitVectors];
     for (int row = 0; row < kLogitRows; ++row) {
       for (int v = 0; v < kLogitVectors; ++v) sums[row][v] = broadcast(weights[row]);
@@ -87,6 +114,13 @@ class PlaneLogits {
       weights += kLogitRows;
       Vector<A> x[kLogitVectors];
       for (int v = 0; v < kLogitVectors; ++v) x[v] = load(source + v * kLanes<A>);
+      if constexpr (sums_up) {
+        for (int v = 0; v < kLogitVectors; ++v) __builtin_prefetch(source + 2 * kBlock + v * kLanes<A>, 0, 2);
+        A* lane_sum = lane_sums + c * kLanes<A>;
+        Vector<A> sum = load(lane_sum);
+        for (int v = 0; v < kLogitVectors; ++v) sum += x[v];
+        store(lane_sum, sum);
+      }
 #pragma GCC unroll 9
       for (int row = 0; row < kLogitRows; ++row) {
         const Vector<A> weight = broadcast(weights[row]);
