@@ -58,12 +58,12 @@ def filter_predicting(
         *(convolution.weight, convolution.bias, squeeze.weight, squeeze.bias),
         *(excite.weight, excite.bias, norm.std),
     ]
-    norms = [_norm_values(layers, x.shape[1]) for layers in (before, after)]
-    if None in norms or not _are_like(x, sum(norms, start=weights)):
+    first_norm, last_norm = (_norm_values(layers, x.shape[1]) for layers in (before, after))
+    if first_norm is None or last_norm is None or not _are_like(x, weights + first_norm + last_norm):
         return None
     eps = [0.0 if layers is None else layers[0].eps for layers in (before, after)]
     settings = norm.kernel_size, dilation, stride, head, kernel_combine, norm_gain
-    return dynamic_filter(x, *weights, *settings, *norms, *eps)
+    return dynamic_filter(x, *weights, *settings, first_norm, last_norm, *eps)
 
 
 def _norm_values(layers: tuple[Any, Any] | None, channels: int) -> list[Tensor] | None:
