@@ -6,12 +6,13 @@ the program imports it, not before.
 
 import importlib.abc
 import importlib.util
+import math
 import sys
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-from .schemas import filter_gradients, forward, input_gradient
+from .schemas import dynamic_filter, filter_gradients, forward, input_gradient
 
 _COUNTER = 'torch.utils.flop_counter'
 
@@ -47,6 +48,7 @@ def _hand_over(counter: ModuleType) -> None:
     counter.register_flop_formula(forward.overloadpacket)(_forward)
     counter.register_flop_formula(input_gradient.overloadpacket)(_input_gradient)
     counter.register_flop_formula(filter_gradients.overloadpacket)(_filter_gradients)
+    counter.register_flop_formula(dynamic_filter.overloadpacket)(_dynamic_filter)
 
 
 def _forward(input: tuple, channel_filter: tuple, spatial_filter: tuple, *settings: Any, **_: Any) -> int:
@@ -63,3 +65,14 @@ def _input_gradient(grad_output: tuple, *tensors_and_settings: Any, **_: Any) ->
 
 def _filter_gradients(grad_output: tuple, *tensors_and_settings: Any, **_: Any) -> int:
     return 2 * _forward(*tensors_and_settings)
+
+
+def _dynamic_filter(input: tuple, *weights_and_settings: Any, out_shape: tuple, **_: Any) -> int:
+    """The operation, and the layers of both branches."""
+    spatial_weight, _, squeeze_weight, _, excite_weight = weights_and_settings[:5]
+    kernel_size = weights_and_settings[7]
+    batch, channels, *out_size = out_shape
+    pixels = math.prod(out_size)
+    operation = pixels * channels * kernel_size**2
+    branches = pixels * math.prod(spatial_weight) + math.prod(squeeze_weight) + math.prod(excite_weight)
+    return 2 * batch * (operation + branches)

@@ -2,7 +2,8 @@
 
 On a CPU the branches are many short calls of torch, and the map is read by each of them. `torch.ops.ddf.dynamic_filter`
 takes the map and the weights of both branches, and keeps the filters in the processor's cache. It has neither
-derivatives nor rules for transforms: the layers of the branches serve wherever more than values is wanted.
+derivatives nor rules for transforms: the layers of the branches serve wherever more than values is wanted. Graphs of
+torch.compile hold the call, exported ones the layers.
 """
 
 import functools
@@ -77,23 +78,33 @@ def _norm_values(layers: tuple[Any, Any] | None, channels: int) -> list[Tensor] 
     return values if all(type(value) in _PLAIN and value.numel() == channels for value in values) else None
 
 
-@functools.cache
+@torch.compiler.assume_constant_result
 def has_kernel() -> bool:
     """Whether a compiled library serves; plain torch does not know the operator."""
+    return _has_kernel()
+
+
+@functools.cache
+def _has_kernel() -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key('ddf::dynamic_filter', 'CPU')
 
 
 def _wants_values_alone() -> bool:
     return not (
-        torch.compiler.is_compiling()  # first: the compiler cannot follow what comes next
-        or torch.is_grad_enabled()
+        torch.is_grad_enabled()
         or forward_ad._current_level >= 0
         or torch.is_autocast_enabled('cpu')
         or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack()
-        or torch.jit.is_tracing()
+        or _is_traced_for_others()
         or nn.modules.module._has_any_global_hook()
     )
+
+
+def _is_traced_for_others() -> bool:
+    """Whether a tracer looks on: any but torch.compile, whose graphs stay in this process and may hold the call."""
+    if torch.compiler.is_dynamo_compiling():
+        return torch.compiler.is_exporting()
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack() > 0
 
 
 def _is_dense(x: Tensor) -> bool:

@@ -88,6 +88,13 @@ def _filter_gradients_shape(
     return channel_filter.new_empty(channel_filter.shape), _empty(spatial_filter.shape, like=spatial_filter)
 
 
+def _dynamic_filter_shape(input: Tensor, *weights_and_settings: Any) -> Tensor:
+    weights, stride = weights_and_settings[:7], weights_and_settings[9]
+    _require(all(weight.device == input.device for weight in weights), 'expected tensors of one device')
+    height, width = (reference.output_size(size, stride) for size in input.shape[-2:])
+    return _empty((*input.shape[:2], height, width), like=input)
+
+
 def _empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
     memory_format = reference.memory_format_of(like)
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=memory_format)
@@ -115,6 +122,7 @@ def _register(library: torch.library.Library) -> None:
     ):
         library.impl(name, _fallback(kernel), 'CompositeExplicitAutograd')
         torch.library.register_fake(f'ddf::{name}', shape, lib=library)
+    torch.library.register_fake('ddf::dynamic_filter', _dynamic_filter_shape, lib=library)
     for device_type, dispatch_key in (('cpu', 'AutocastCPU'), ('cuda', 'AutocastCUDA'), ('mps', 'AutocastMPS')):
         library.impl('forward', _autocast(device_type), dispatch_key)
     derivatives.register(library)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._dynamo.backends.debugging import aot_eager
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.func import grad, vmap
 
@@ -97,12 +98,73 @@ def test_modules(build):
         torch.testing.assert_close(gradient, expected)
 
 
-def test_module_in_evaluation_without_gradients():
-    """Eager, it is one call of the compiled library, which the compiler has to pass over."""
+@pytest.fixture
+def graphs():
+    """What the backend was given: an entry for each graph."""
+    return []
+
+
+@pytest.fixture
+def compiled(graphs):
+    """torch.compile to whole graphs."""
+
+    def backend(graph, inputs):
+        graphs.append(graph.code)
+        return aot_eager(graph, inputs)
+
+    return lambda function: torch.compile(function, fullgraph=True, backend=backend)
+
+
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize('settings', [{}, {'stride': 2, 'head': 2, 'kernel_combine': 'add', 'kernel_size': 5}])
+def test_module_in_evaluation_is_one_call(compiled, graphs, settings, memory_format):
+    torch.manual_seed(0)
+    module = ddf.DDFPack(4, **settings).eval()
+    call = compiled(module)
+    with torch.no_grad():
+        for batch, height, width in SIZES:
+            x = torch.randn(batch, 4, height, width).to(memory_format=memory_format)
+            output, expected = call(x), module(x)
+            torch.testing.assert_close(output, expected)
+            assert output.stride() == expected.stride()
+    assert len(graphs) == 2
+    assert all('dynamic_filter' in graph for graph in graphs)
+
+
+def with_gradients(module, x):
+    with torch.enable_grad():
+        return module(x)
+
+
+def in_training(module, x):
+    return module.train()(x)
+
+
+def in_half_precision(module, x):
+    with torch.autocast('cpu', torch.bfloat16):
+        return module(x)
+
+
+def mapped(module, x):
+    return vmap(module.forward)(x[None])
+
+
+def transposed(module, x):
+    return module(x.transpose(2, 3))
+
+
+@pytest.mark.parametrize(
+    'use',
+    [with_gradients, in_training, in_half_precision, mapped, transposed],
+    ids=lambda use: use.__name__,
+)
+def test_layers_serve_where_more_is_asked(compiled, graphs, use):
     torch.manual_seed(0)
     module, x = ddf.DDFPack(4).eval(), torch.randn(2, 4, 6, 7)
     with torch.no_grad():
-        torch.testing.assert_close(torch.compile(module, fullgraph=True, backend='aot_eager')(x), module(x))
+        torch.testing.assert_close(compiled(lambda x: use(module, x))(x), use(module, x))
+    assert len(graphs) == 1
+    assert 'dynamic_filter' not in graphs[0]
 
 
 @pytest.mark.slow
@@ -119,3 +181,7 @@ def test_inductor_equals_eager():
         gradients = torch.autograd.grad(output.sin().sum(), leaves)
         for gradient, exact in zip(gradients, torch.autograd.grad(expected.sin().sum(), leaves)):
             torch.testing.assert_close(gradient, exact, rtol=1e-10, atol=1e-10)
+        with torch.no_grad():
+            model.eval()
+            torch.testing.assert_close(torch.compile(model, fullgraph=True)(x), model(x), rtol=1e-10, atol=1e-10)
+            model.train()

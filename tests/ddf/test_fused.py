@@ -222,8 +222,9 @@ def counted(pack, x):
 
 
 def exported(pack, x):
-    program = torch.export.export(pack, (x,))
-    assert 'dynamic_filter' not in str(program.graph)
+    for strict in (False, True):
+        program = torch.export.export(pack, (x,), strict=strict)
+        assert 'dynamic_filter' not in str(program.graph)
 
 
 def half_precision(pack, x):
@@ -294,6 +295,18 @@ def test_map_of_other_channels_is_refused_as_by_the_layer():
 
 
 WEIGHTS = [(9, 4), (9,), (2, 4), (2,), (36, 2), (36,), (36,)]
+
+
+def test_counted_as_the_layers(calls):
+    pack, x = DDFPack(8, stride=2, head=2).eval(), torch.randn(2, 8, 9, 7)
+    flops = []
+    with torch.no_grad():
+        pack(x)
+        for call in (lambda: torch.ops.ddf.dynamic_filter(*calls[0]), lambda: pack(x)):
+            with FlopCounterMode(display=False) as counter:
+                call()
+            flops.append(counter.get_total_flops())
+    assert flops[0] == flops[1] > 0
 
 
 @pytest.mark.parametrize('position', range(8))
