@@ -39,7 +39,7 @@ def _kernel(function: 'type[_Operator]') -> Callable:
 
     def run(keyset: Any, *arguments: Any) -> Any:
         tracked = torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)
-        if not tracked and forward_ad._current_level < 0:
+        if not tracked and not _may_be_in_forward_mode():
             return operator.redispatch(keyset & _AFTER_AUTOGRAD, *arguments)
         if operator is filter_gradients and arguments[-1] is not None:
             return _composed_filter_gradients(*arguments)
@@ -49,6 +49,11 @@ def _kernel(function: 'type[_Operator]') -> Callable:
             return apply(keyset, torch.is_grad_enabled(), *arguments)
 
     return run
+
+
+def _may_be_in_forward_mode() -> bool:
+    """Graphs of torch.compile enter the forward mode of torch.func without Python's noticing its level."""
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
 def _call_below(operator: Any, keyset: Any, arguments: tuple) -> Any:
@@ -65,7 +70,7 @@ class _Operator(torch.autograd.function._SingleLevelFunction):
     def forward(cls, ctx: Any, keyset: Any, grad_enabled_below: bool | None, *arguments: Any) -> Any:
         tensors = arguments[:-_SETTINGS]
         ctx.save_for_backward(*tensors)
-        if forward_ad._current_level >= 0:
+        if _may_be_in_forward_mode():
             ctx.save_for_forward(*tensors)
         ctx.settings = arguments[-_SETTINGS:]
         ctx.set_materialize_grads(False)
@@ -88,7 +93,7 @@ class _Operator(torch.autograd.function._SingleLevelFunction):
         if not torch._C._are_functorch_transforms_active():
             return cls.derivative(along, ctx.saved_tensors, ctx.settings)
         # torch switches forward mode off here, and with it that of the transforms below this one
-        tensors = tuple(forward_ad.unpack_dual(tensor).primal for tensor in ctx.saved_tensors)
+        tensors = tuple(forward_ad.unpack_dual(tensor, level=0).primal for tensor in ctx.saved_tensors)
         with forward_ad._set_fwd_grad_enabled(True):
             return cls.derivative(along, tensors, ctx.settings)
 

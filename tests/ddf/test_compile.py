@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch._dynamo.backends.debugging import aot_eager
 from torch._dynamo.testing import CompileCounterWithBackend
-from torch.func import grad, vmap
+from torch.func import grad, jvp, vmap
 
 import ddf
 
@@ -74,6 +74,18 @@ def test_transforms_inside_of_a_graph(make_arguments):
     compiled = torch.compile(gradients, fullgraph=True, backend='aot_eager')
     for actual, expected in zip(compiled(images, channel_filter), gradients(images, channel_filter)):
         torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize('gradients', [True, False])
+@pytest.mark.parametrize('backend', ['eager', 'aot_eager'])
+def test_forward_mode_inside_of_a_graph(make_arguments, backend, gradients):
+    tensors = [tensor.detach() for tensor in make_arguments()]
+
+    def change(*tensors):
+        return jvp(lambda *arguments: ddf.ddf(*arguments, norm_gain=0.5), tensors, tensors)
+
+    with torch.set_grad_enabled(gradients):
+        torch.testing.assert_close(torch.compile(change, fullgraph=True, backend=backend)(*tensors), change(*tensors))
 
 
 @pytest.mark.parametrize(
@@ -149,13 +161,17 @@ def mapped(module, x):
     return vmap(module.forward)(x[None])
 
 
+def in_forward_mode(module, x):
+    return jvp(module.forward, (x,), (x,))[1]
+
+
 def transposed(module, x):
     return module(x.transpose(2, 3))
 
 
 @pytest.mark.parametrize(
     'use',
-    [with_gradients, in_training, in_half_precision, mapped, transposed],
+    [with_gradients, in_training, in_half_precision, mapped, in_forward_mode, transposed],
     ids=lambda use: use.__name__,
 )
 def test_layers_serve_where_more_is_asked(compiled, graphs, use):
