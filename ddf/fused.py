@@ -113,11 +113,23 @@ def _is_dense(x: Tensor) -> bool:
         and x.dtype in _DTYPES
         and x.device.type == 'cpu'
         and x.dim() == 4
-        and x.numel() > 0
+        and _has_elements(x)
         and (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last))
     )
 
 
+def _has_elements(x: Tensor) -> bool:
+    """False where torch.compile does not know the sizes, nor may ask for them."""
+    if torch.compiler.is_dynamo_compiling():
+        from torch.fx.experimental.symbolic_shapes import guard_or_false  # takes long to import, and then is there
+
+        return guard_or_false(x.numel() > 0)
+    return x.numel() > 0
+
+
 def _are_like(x: Tensor, weights: list[Any]) -> bool:
     dtype = x.dtype
-    return all(type(weight) in _PLAIN and weight.dtype is dtype and weight.is_contiguous() for weight in weights)
+    return all(
+        type(weight) in _PLAIN and weight.dtype is dtype and weight.is_cpu and weight.is_contiguous()
+        for weight in weights
+    )

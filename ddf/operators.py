@@ -89,8 +89,12 @@ def _filter_gradients_shape(
 
 
 def _dynamic_filter_shape(input: Tensor, *weights_and_settings: Any) -> Tensor:
-    weights, stride = weights_and_settings[:7], weights_and_settings[9]
-    _require(all(weight.device == input.device for weight in weights), 'expected tensors of one device')
+    stride, *norms = weights_and_settings[9], *weights_and_settings[13:15]
+    weights = [*weights_and_settings[:7], *(value for norm in norms for value in norm)]
+    _require(
+        all(weight.device == input.device for weight in weights),
+        'expected tensors of one device, values of norms included',
+    )
     height, width = (reference.output_size(size, stride) for size in input.shape[-2:])
     return _empty((*input.shape[:2], height, width), like=input)
 

@@ -183,6 +183,14 @@ def test_layers_serve_where_more_is_asked(compiled, graphs, use):
     assert 'dynamic_filter' not in graphs[0]
 
 
+def test_layers_serve_where_sizes_are_not_known(compiled, graphs):
+    module, x = ddf.DDFPack(4).eval(), torch.randn(2, 4, 6, 7)
+    torch._dynamo.decorators.mark_unbacked(x, 0)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(module)(x), module(x))
+    assert 'dynamic_filter' not in graphs[0]
+
+
 @pytest.mark.slow
 def test_inductor_equals_eager():
     torch.manual_seed(0)

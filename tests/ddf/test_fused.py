@@ -164,6 +164,10 @@ def of_other_dtype(norm, activation):
     return norm.double(), activation
 
 
+def on_another_device(norm, activation):
+    return norm.to('meta'), activation
+
+
 def another_activation(norm, activation):
     return norm, nn.LeakyReLU()
 
@@ -172,7 +176,7 @@ def another_activation(norm, activation):
     'change',
     [
         *(in_training, hooked_norm, without_weights, by_the_batch, of_other_channels, of_other_dtype),
-        another_activation,
+        *(on_another_device, another_activation),
     ],
     ids=lambda change: change.__name__,
 )
@@ -327,7 +331,12 @@ def test_wrong_direct_calls_are_refused(position):
         with pytest.raises((RuntimeError, NotImplementedError)):
             torch.ops.ddf.dynamic_filter(*arguments, *settings)
     norm = [torch.rand(4)] * 4
-    for wrong_norm in (norm[:3], [*norm[:3], torch.rand(5)], [torch.rand(4).double(), *norm[1:]]):
+    for wrong_norm in (
+        norm[:3],
+        [*norm[:3], torch.rand(5)],
+        [torch.rand(4).double(), *norm[1:]],
+        [*norm[:3], norm[3].to('meta')],
+    ):
         for norms in ((wrong_norm, []), ([], wrong_norm)):
             with pytest.raises(RuntimeError, match='norm'):
                 torch.ops.ddf.dynamic_filter(*good, *settings[:6], *norms, 0.0, 0.0)

@@ -86,8 +86,9 @@ void filter_images(Call call, const Branches& branches, const Affines<A>& affine
   }
 }
 
-// Where there are images enough, each thread takes its own from the map to the output, a few at a time, so that the
-// operation finds them in the thread's cache; else the threads share every step. The results are the same.
+// Where there are images enough to keep all threads busy, each takes its own from the map to the output, a few at a
+// time, so that the operation finds them in the thread's cache; else the threads share every step. The results are the
+// same.
 template <typename A, typename Logits>
 void filter_maps(const Call& call, const Branches& branches, Forward forward) {
   constexpr int64_t kCachedBytes = 512 << 10;
@@ -97,7 +98,8 @@ void filter_maps(const Call& call, const Branches& branches, Forward forward) {
   const int64_t before = Affine<A>::size(branches.before, call.channels);
   A* scales = buffer.at_least<A>(before + Affine<A>::size(branches.after, call.channels));
   const Affines<A> affines{{branches.before, call.channels, scales}, {branches.after, call.channels, scales + before}};
-  if (call.batch < 2 * call.threads) {
+  const int64_t most = ceil_divide(call.batch, call.threads) * call.threads;  // were all threads as busy as the first
+  if (call.batch < 2 * call.threads || 4 * most > 5 * call.batch) {
     return filter_images<A, Logits>(call, branches, affines, forward, 0, call.batch);
   }
   parallel(call, call.batch, [&](int64_t begin, int64_t end) {
