@@ -89,10 +89,9 @@ def _filter_gradients_shape(
 
 
 def _dynamic_filter_shape(input: Tensor, *weights_and_settings: Any) -> Tensor:
-    stride, *norms = weights_and_settings[9], *weights_and_settings[13:15]
-    weights = [*weights_and_settings[:7], *(value for norm in norms for value in norm)]
+    *weights, _, _, stride, _, _, _, input_norm, output_norm, _, _ = weights_and_settings
     _require(
-        all(weight.device == input.device for weight in weights),
+        all(value.device == input.device for value in (*weights, *input_norm, *output_norm)),
         'expected tensors of one device, values of norms included',
     )
     height, width = (reference.output_size(size, stride) for size in input.shape[-2:])

@@ -298,9 +298,6 @@ def test_map_of_other_channels_is_refused_as_by_the_layer():
         pack(torch.randn(1, 4, 5, 5))
 
 
-WEIGHTS = [(9, 4), (9,), (2, 4), (2,), (36, 2), (36,), (36,)]
-
-
 def test_counted_as_the_layers(calls):
     pack, x = DDFPack(8, stride=2, head=2).eval(), torch.randn(2, 8, 9, 7)
     flops = []
@@ -311,6 +308,9 @@ def test_counted_as_the_layers(calls):
                 call()
             flops.append(counter.get_total_flops())
     assert flops[0] == flops[1] > 0
+
+
+WEIGHTS = [(9, 4), (9,), (2, 4), (2,), (36, 2), (36,), (36,)]
 
 
 @pytest.mark.parametrize('position', range(8))
