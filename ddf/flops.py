@@ -12,7 +12,14 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-from .schemas import dynamic_filter, filter_gradients, forward, input_gradient
+from .schemas import (
+    dynamic_filter,
+    dynamic_filter_gradients,
+    dynamic_filter_predictions,
+    filter_gradients,
+    forward,
+    input_gradient,
+)
 
 _COUNTER = 'torch.utils.flop_counter'
 
@@ -49,6 +56,8 @@ def _hand_over(counter: ModuleType) -> None:
     counter.register_flop_formula(input_gradient.overloadpacket)(_input_gradient)
     counter.register_flop_formula(filter_gradients.overloadpacket)(_filter_gradients)
     counter.register_flop_formula(dynamic_filter.overloadpacket)(_dynamic_filter)
+    counter.register_flop_formula(dynamic_filter_predictions.overloadpacket)(_dynamic_filter_predictions)
+    counter.register_flop_formula(dynamic_filter_gradients.overloadpacket)(_dynamic_filter_gradients)
 
 
 def _forward(input: tuple, channel_filter: tuple, spatial_filter: tuple, *settings: Any, **_: Any) -> int:
@@ -69,10 +78,27 @@ def _filter_gradients(grad_output: tuple, *tensors_and_settings: Any, **_: Any) 
 
 def _dynamic_filter(input: tuple, *weights_and_settings: Any, out_shape: tuple, **_: Any) -> int:
     """The operation, and the layers of both branches."""
-    spatial_weight, _, squeeze_weight, _, excite_weight = weights_and_settings[:5]
+    return _operation(out_shape, *weights_and_settings) + _branches(out_shape, *weights_and_settings)
+
+
+def _dynamic_filter_predictions(*arguments: Any, out_shape: tuple, **_: Any) -> int:
+    return _dynamic_filter(*arguments, out_shape=out_shape[0])
+
+
+def _dynamic_filter_gradients(grad_output: tuple, input: tuple, *weights_and_settings: Any, **_: Any) -> int:
+    """Three gradients of the operation, and two of each layer."""
+    *weights, _, _, _, _ = weights_and_settings[:11]
+    arguments = *weights, *weights_and_settings[11:]
+    return 3 * _operation(grad_output, *arguments) + 2 * _branches(grad_output, *arguments)
+
+
+def _operation(out_shape: tuple, *weights_and_settings: Any) -> int:
     kernel_size = weights_and_settings[7]
-    batch, channels, *out_size = out_shape
-    pixels = math.prod(out_size)
-    operation = pixels * channels * kernel_size**2
-    branches = pixels * math.prod(spatial_weight) + math.prod(squeeze_weight) + math.prod(excite_weight)
-    return 2 * batch * (operation + branches)
+    return 2 * math.prod(out_shape) * kernel_size**2
+
+
+def _branches(out_shape: tuple, *weights_and_settings: Any) -> int:
+    spatial_weight, _, squeeze_weight, _, excite_weight = weights_and_settings[:5]
+    batch, _, *out_size = out_shape
+    spatial = math.prod(out_size) * math.prod(spatial_weight)
+    return 2 * batch * (spatial + math.prod(squeeze_weight) + math.prod(excite_weight))

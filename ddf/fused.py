@@ -1,9 +1,9 @@
-"""A module in one call of the compiled library: in evaluation, where the values of its output are all that is wanted.
+"""A module in one call of the compiled library: where values are wanted, or values and their gradients in reverse mode.
 
 On a CPU the branches are many short calls of torch, and the map is read by each of them. `torch.ops.ddf.dynamic_filter`
-takes the map and the weights of both branches, and keeps the filters in the processor's cache. It has neither
-derivatives nor rules for transforms: the layers of the branches serve wherever more than values is wanted. Graphs of
-torch.compile hold the call, exported ones the layers.
+takes the map and the weights of both branches, and keeps the filters in the processor's cache; `ddf.fused_training` has
+the gradients. There are no rules for other derivatives and for transforms: the layers of the branches serve wherever
+more is wanted. Without gradients graphs of torch.compile hold the call, exported ones the layers.
 """
 
 import functools
@@ -15,6 +15,7 @@ from torch.autograd import forward_ad
 
 from .branches import ChannelBranch, has_plain_layers, is_plain, is_pointwise, plain_logits
 from .filter_norm import FilterNorm
+from .fused_training import filter_and_record
 from .schemas import dynamic_filter
 
 _DTYPES = (torch.float32, torch.float64)
@@ -34,14 +35,17 @@ def filter_predicting(
 ) -> Tensor | None:
     """(B, C, H, W), filtered with what the branches predict from it, to (B, C, Ho, Wo).
 
-    None where the layers have to be called: there is no kernel, gradients may be wanted, a tracer or a transform looks
-    on, or a layer was replaced, changed or hooked.
+    None where the layers have to be called: there is no kernel, gradients may be wanted and there are other layers
+    around, a tracer or a transform looks on, or a layer was replaced, changed or hooked.
 
     Args:
         before: A BatchNorm2d in evaluation and a ReLU, through which x passes first.
         after: The same for the output.
     """
-    if not (_wants_values_alone() and _is_dense(x) and has_kernel()):
+    with_gradients = torch.is_grad_enabled()
+    if with_gradients and not (before is None and after is None):
+        return None
+    if not (_is_unobserved(with_gradients) and _is_dense(x) and has_kernel()):
         return None
     logits = plain_logits(spatial_branch)
     if logits is None or not is_plain(channel_branch, ChannelBranch):
@@ -62,8 +66,10 @@ def filter_predicting(
     first_norm, last_norm = (_norm_values(layers, x.shape[1]) for layers in (before, after))
     if first_norm is None or last_norm is None or not _are_like(x, weights + first_norm + last_norm):
         return None
-    eps = [0.0 if layers is None else layers[0].eps for layers in (before, after)]
     settings = norm.kernel_size, dilation, stride, head, kernel_combine, norm_gain
+    if with_gradients:
+        return filter_and_record(x, weights, settings)
+    eps = [0.0 if layers is None else layers[0].eps for layers in (before, after)]
     return dynamic_filter(x, *weights, *settings, first_norm, last_norm, *eps)
 
 
@@ -89,21 +95,21 @@ def _has_kernel() -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key('ddf::dynamic_filter', 'CPU')
 
 
-def _wants_values_alone() -> bool:
+def _is_unobserved(with_gradients: bool) -> bool:
     return not (
-        torch.is_grad_enabled()
-        or forward_ad._current_level >= 0
+        forward_ad._current_level >= 0
         or torch.is_autocast_enabled('cpu')
         or torch._C._are_functorch_transforms_active()
-        or _is_traced_for_others()
+        or _is_traced_for_others(with_gradients)
         or nn.modules.module._has_any_global_hook()
     )
 
 
-def _is_traced_for_others() -> bool:
-    """Whether a tracer looks on: any but torch.compile, whose graphs stay in this process and may hold the call."""
+def _is_traced_for_others(with_gradients: bool) -> bool:
+    """Whether a tracer looks on: any but torch.compile, whose graphs stay in this process and may hold the call. With
+    gradients they hold the layers, which it fuses."""
     if torch.compiler.is_dynamo_compiling():
-        return torch.compiler.is_exporting()
+        return with_gradients or torch.compiler.is_exporting()
     return torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack() > 0
 
 

@@ -140,17 +140,15 @@ class DDFPack(_DynamicFilter):
         before: tuple[nn.Module, nn.Module] | None = None,
         after: tuple[nn.Module, nn.Module] | None = None,
     ) -> Tensor | None:
-        """`forward` in one call of the compiled library: in evaluation on a CPU, float32 or float64, gradients off.
+        """`forward` in one call of the compiled library: on a CPU, float32 or float64.
 
-        None where that does not serve: in training, with hooked or other layers, under transforms and tracers. Hooks of
-        the module itself are not called, as `forward` does not call them.
+        None where that does not serve: with hooked or other layers, under transforms and tracers. Hooks of the module
+        itself are not called, as `forward` does not call them. With layers around it, gradients have to be off.
 
         Args:
             before: A BatchNorm2d in evaluation and a ReLU, through which x passes first.
             after: The same for the output.
         """
-        if self.training:
-            return None
         settings = self.dilation, self.stride, self.head, self.kernel_combine
         return filter_predicting(x, self.spatial_branch, self.channel_branch, *settings, before, after)
 

@@ -98,6 +98,18 @@ def _dynamic_filter_shape(input: Tensor, *weights_and_settings: Any) -> Tensor:
     return _empty((*input.shape[:2], height, width), like=input)
 
 
+def _predictions_shape(input: Tensor, *weights_and_settings: Any) -> tuple[Tensor, ...]:
+    output = _dynamic_filter_shape(input, *weights_and_settings, [], [], 0.0, 0.0)
+    _, spatial_bias, _, squeeze_bias, _, _, scale = weights_and_settings[:7]
+    logits = _empty((input.shape[0], spatial_bias.numel(), *output.shape[-2:]), like=input)
+    counts = (input.shape[1], squeeze_bias.numel(), scale.numel())
+    return output, logits, *(input.new_empty((input.shape[0], count)) for count in counts)
+
+
+def _dynamic_filter_gradients_shape(grad_output: Tensor, input: Tensor, *weights_and_others: Any) -> tuple[Tensor, ...]:
+    return _empty(input.shape, like=input), *(weight.new_empty(weight.shape) for weight in weights_and_others[:7])
+
+
 def _empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
     memory_format = reference.memory_format_of(like)
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=memory_format)
@@ -126,6 +138,8 @@ def _register(library: torch.library.Library) -> None:
         library.impl(name, _fallback(kernel), 'CompositeExplicitAutograd')
         torch.library.register_fake(f'ddf::{name}', shape, lib=library)
     torch.library.register_fake('ddf::dynamic_filter', _dynamic_filter_shape, lib=library)
+    torch.library.register_fake('ddf::dynamic_filter_predictions', _predictions_shape, lib=library)
+    torch.library.register_fake('ddf::dynamic_filter_gradients', _dynamic_filter_gradients_shape, lib=library)
     for device_type, dispatch_key in (('cpu', 'AutocastCPU'), ('cuda', 'AutocastCUDA'), ('mps', 'AutocastMPS')):
         library.impl('forward', _autocast(device_type), dispatch_key)
     derivatives.register(library)

@@ -1,4 +1,6 @@
-"""Names and signatures of the operators `torch.ops.ddf.*`; `ddf.operators` says what they do, `ddf.fused` the last one.
+"""Names and signatures of the operators `torch.ops.ddf.*`.
+
+What the first three do says `ddf.operators`, what the `dynamic_filter*` do `ddf.fused` and `ddf.fused_training`.
 
 The same in every operator: dilation and stride in pixels, head, kernel_combine 'mul' or 'add', and norm_gain: None, or
 the scale to which the spatial filter, then raw logits, is normalised over its taps.
@@ -16,15 +18,24 @@ _WEIGHTS = (
     'Tensor excite_bias, Tensor scale'
 )
 _NORMS = 'Tensor[] input_norm, Tensor[] output_norm, float input_eps, float output_eps'
+_PREDICTIONS = 'Tensor logits, Tensor means, Tensor hidden, Tensor excited'
 
 library = namespace.claim(__version__)  # None where another copy of this package serves the process
 if library is not None:
     library.define(f'forward(Tensor input, {_FILTERS}, {_SETTINGS}) -> Tensor')
     library.define(f'input_gradient(Tensor grad_output, Tensor input, {_FILTERS}, {_SETTINGS}) -> Tensor')
     library.define(f'filter_gradients(Tensor grad_output, Tensor input, {_FILTERS}, {_SETTINGS}) -> (Tensor, Tensor)')
-    library.define(f'dynamic_filter(Tensor input, {_WEIGHTS}, int kernel_size, {_SETTINGS}, {_NORMS}) -> Tensor')
+    _module = f'Tensor input, {_WEIGHTS}', f'int kernel_size, {_SETTINGS}'
+    library.define(f'dynamic_filter({", ".join(_module)}, {_NORMS}) -> Tensor')
+    library.define(f'dynamic_filter_predictions({", ".join(_module)}) -> ({", ".join(["Tensor"] * 5)})')
+    library.define(
+        f'dynamic_filter_gradients(Tensor grad_output, {_module[0]}, {_PREDICTIONS}, {_module[1]}) '
+        f'-> ({", ".join(["Tensor"] * 8)})'
+    )
 
 forward = torch.ops.ddf.forward.default
 input_gradient = torch.ops.ddf.input_gradient.default
 filter_gradients = torch.ops.ddf.filter_gradients.default
 dynamic_filter = torch.ops.ddf.dynamic_filter.default
+dynamic_filter_predictions = torch.ops.ddf.dynamic_filter_predictions.default
+dynamic_filter_gradients = torch.ops.ddf.dynamic_filter_gradients.default

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import ddf
-from ddf import operators, reference
+from ddf import fused, operators, reference
 
 # builds that tests start leave out the CUDA kernels, which take minutes; what tests those asks for them
 os.environ.setdefault('FORCE_CUDA', '0')
@@ -72,13 +72,21 @@ class _ReferenceDDF(torch.autograd.Function):
         return reference.input_gradient(*arguments), *reference.filter_gradients(*arguments), *(None,) * 5
 
 
+@pytest.fixture
+def compiled_cpu_kernels() -> None:
+    """Fails a test of the compiled kernels where there are none."""
+    if 'cpu' not in ddf.build_info().devices:
+        pytest.fail(f'no compiled CPU kernel to test:\n{ddf.build_info()}')
+
+
 @pytest.fixture(params=['compiled', 'reference'])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Runs a test through the compiled kernels and through the reference."""
     if request.param == 'reference':
         monkeypatch.setattr(operators, 'forward', _ReferenceDDF.apply)
-    elif 'cpu' not in ddf.build_info().devices:
-        pytest.fail(f'no compiled CPU kernel to test:\n{ddf.build_info()}')
+        monkeypatch.setattr(fused, 'has_kernel', lambda: False)
+    else:
+        request.getfixturevalue('compiled_cpu_kernels')
     return request.param
 
 

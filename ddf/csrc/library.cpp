@@ -49,6 +49,9 @@ struct Cpu {
   void dynamic_filter(Call& call, const Branches& branches) const {
     kernels.dynamic_filter(on_threads(call), branches);
   }
+  void dynamic_filter_gradients(Call& call, const Branches& branches, const WeightGradients& to) const {
+    kernels.dynamic_filter_gradients(on_threads(call), branches, to);
+  }
 
  private:
   static const Call& on_threads(Call& call) {
@@ -70,4 +73,6 @@ STABLE_TORCH_LIBRARY_IMPL(ddf, CPU, m) {
   m.impl("input_gradient", TORCH_BOX(&ddf::input_gradient<ddf::Cpu>));
   m.impl("filter_gradients", TORCH_BOX(&ddf::filter_gradients<ddf::Cpu>));
   m.impl("dynamic_filter", TORCH_BOX(&ddf::dynamic_filter<ddf::Cpu>));
+  m.impl("dynamic_filter_predictions", TORCH_BOX(&ddf::dynamic_filter_predictions<ddf::Cpu>));
+  m.impl("dynamic_filter_gradients", TORCH_BOX(&ddf::dynamic_filter_gradients<ddf::Cpu>));
 }

@@ -116,9 +116,8 @@ inline void set_grad_output(Call& call, const Tensor& grad_output, const Tensor&
   call.output = array_of(grad_output);
 }
 
-// channels_last and not also contiguous, judged as torch does: strides of dimensions of size 1 do not count.
-inline bool is_channels_last(const Tensor& tensor) {
-  if (tensor.is_contiguous()) return false;
+// Dense as channels_last, judged as torch does: strides of dimensions of size 1 do not count.
+inline bool has_channels_last_strides(const Tensor& tensor) {
   int64_t expected = 1;
   for (const int64_t dim : {1, 3, 2, 0}) {
     if (tensor.size(dim) == 1) continue;
@@ -126,6 +125,11 @@ inline bool is_channels_last(const Tensor& tensor) {
     expected *= tensor.size(dim);
   }
   return true;
+}
+
+// channels_last and not also contiguous.
+inline bool is_channels_last(const Tensor& tensor) {
+  return !tensor.is_contiguous() && has_channels_last_strides(tensor);
 }
 
 inline Tensor empty_like(const Tensor& like, IntHeaderOnlyArrayRef shape) {

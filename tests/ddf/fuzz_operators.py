@@ -16,7 +16,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
+from fuzz_branches import compare_branches, random_branches_call
 from guarded_memory import allocated, ending_at_a_page, guarded
+from layouts import LAYOUTS, laid_out
 from torch import Tensor
 
 import ddf
@@ -24,8 +26,6 @@ from ddf import check, reference
 
 OPERATORS = ('forward', 'input_gradient', 'filter_gradients')
 NAMES = ('grad_output', 'input', 'channel_filter', 'spatial_filter')
-EPS = 1e-5, 1e-3  # of the norms
-LAYOUTS = ('contiguous', 'channels_last', 'at the end', 'gaps', 'steps', 'permuted', 'expanded')
 
 
 @dataclass(frozen=True)
@@ -76,87 +76,6 @@ def random_call(choose: random.Random) -> Call:
     return Call(tensors, settings, f'{dtype} {shapes} {layouts} {settings}')
 
 
-@dataclass(frozen=True)
-class BranchesCall:
-    """Arguments of `dynamic_filter`: a map, weights and biases, settings, the norms of the map and of the output."""
-
-    tensors: tuple[Tensor, ...]
-    settings: tuple[int, int, int, int, str, float | None]
-    norms: tuple[list[Tensor], list[Tensor]]
-    label: str
-
-    def run(self) -> Tensor:
-        return torch.ops.ddf.dynamic_filter(*self.tensors, *self.settings, *self.norms, *EPS)
-
-    def by_definition(self) -> Tensor:
-        x, spatial_weight, spatial_bias, squeeze_weight, squeeze_bias, excite_weight, excite_bias, scale = (
-            tensor.double() for tensor in self.tensors
-        )
-        kernel_size, dilation, stride, *settings = self.settings
-        x = rectified_norm(x, self.norms[0], EPS[0])
-        logits = torch.nn.functional.conv2d(x, spatial_weight[:, :, None, None], spatial_bias, stride)
-        hidden = torch.relu(x.mean((2, 3)) @ squeeze_weight.T + squeeze_bias)
-        taps = (hidden @ excite_weight.T + excite_bias).unflatten(1, (x.shape[1], kernel_size**2))
-        std = taps.std(2, keepdim=True) + 1e-10
-        channel = (taps - taps.mean(2, keepdim=True)) / std * scale.view_as(taps[0])
-        channel = channel.unflatten(2, (kernel_size, kernel_size))
-        return rectified_norm(reference.forward(x, channel, logits, dilation, stride, *settings), self.norms[1], EPS[1])
-
-
-def rectified_norm(x: Tensor, values: list[Tensor], eps: float) -> Tensor:
-    """A BatchNorm in evaluation and a ReLU; without values x itself."""
-    if not values:
-        return x
-    weight, bias, mean, variance = (value.double()[:, None, None] for value in values)
-    return torch.relu((x - mean) / (variance + eps).sqrt() * weight + bias)
-
-
-def random_branches_call(choose: random.Random) -> BranchesCall:
-    head = choose.choice([1, 1, 2, 3])
-    batch, channels = choose.choice([1, 2, 3, 9, 17]), head * choose.choice([1, 2, 3, 4, 5, 8, 17, 33])
-    height, width = (choose.choice([1, 2, 3, 5, 7, 8, 9, 13, 16, 17, 20, 31, 33]) for _ in range(2))
-    kernel_size, hidden = choose.choice([3, 3, 3, 5, 7]), choose.choice([1, 3, 8, 15, 16, 17, 35])
-    stride, dilation = choose.choice([1, 1, 2, 3, 40]), choose.choice([1, 1, 2, 50])
-    logits, taps = head * kernel_size**2, channels * kernel_size**2
-    shapes = ((logits, channels), (logits,), (hidden, channels), (hidden,), (taps, hidden), (taps,), (taps,))
-    dtype, layout = choose.choice([torch.float32, torch.float64]), choose.choice(LAYOUTS[:3])
-    x = laid_out(torch.randn(batch, channels, height, width).to(dtype), layout, choose)
-    settings = kernel_size, dilation, stride, head, choose.choice(['mul', 'add']), choose.choice([None, 0.5])
-    tensors = (x, *(torch.randn(shape).to(dtype) for shape in shapes))
-    norms = tuple(
-        [torch.rand(channels).to(dtype) + 0.5 for _ in range(4)] if choose.random() < 0.4 else [] for _ in range(2)
-    )
-    label = f'{dtype} {tuple(x.shape)} {layout} {hidden} {settings} {list(map(bool, norms))}'
-    return BranchesCall(tensors, settings, norms, label)
-
-
-def laid_out(tensor: Tensor, layout: str, choose: random.Random) -> Tensor:
-    """The values of a tensor in another layout, amid NaN; of 'expanded' only the first along some dimensions."""
-    if layout == 'contiguous':
-        return tensor
-    if layout == 'channels_last':
-        return tensor.contiguous(memory_format=torch.channels_last)
-    if layout == 'at the end':
-        storage = torch.full((tensor.numel() + choose.choice([1, 3, 7]),), float('nan'), dtype=tensor.dtype)
-        return storage[storage.numel() - tensor.numel() :].view(tensor.shape).copy_(tensor)
-    if layout == 'gaps':
-        before = [choose.choice([0, 1, 3]) for _ in tensor.shape]
-        storage = torch.full([a + b for a, b in zip(tensor.shape, before)], float('nan'), dtype=tensor.dtype)
-        return storage[tuple(slice(start, None) for start in before)].copy_(tensor)
-    if layout == 'steps':
-        steps = [choose.choice([1, 2]) for _ in tensor.shape]
-        sizes = [max(0, (size - 1) * step + 1) for size, step in zip(tensor.shape, steps)]
-        storage = torch.full(sizes, float('nan'), dtype=tensor.dtype)
-        return storage[tuple(slice(None, None, step) for step in steps)].copy_(tensor)
-    if layout == 'permuted':
-        order = choose.sample(range(4), 4)
-        return tensor.permute(order).contiguous().permute([order.index(dim) for dim in range(4)])
-    for dim in choose.sample(range(4), choose.choice([1, 1, 2, 4])):
-        if tensor.shape[dim]:
-            tensor = tensor.narrow(dim, 0, 1).clone().expand(tensor.shape)
-    return tensor
-
-
 def compare(call: Call) -> None:
     exact = Call(tuple(tensor.double() for tensor in call.tensors), call.settings, '').run(reference)
     _, input, _, spatial = (reference.memory_format_of(tensor) for tensor in call.tensors)
@@ -167,14 +86,6 @@ def compare(call: Call) -> None:
         error = check.error(result, expected, dtype, memory_format)
         if error > 3 * check.tolerance(dtype):  # a tiny map's largest element may be small against its terms
             raise SystemExit(f'error {error} in {call.label}')
-
-
-def compare_branches(call: BranchesCall) -> None:
-    x = call.tensors[0]
-    # sums of products of sums: the errors of one are the terms of the next
-    error = check.error(call.run(), call.by_definition(), x.dtype, reference.memory_format_of(x))
-    if error > 30 * check.tolerance(x.dtype):
-        raise SystemExit(f'error {error} in {call.label}')
 
 
 def wrong_calls() -> Iterator[tuple[str, Callable[[], object]]]:
@@ -281,10 +192,7 @@ def main(command: str, argument: str, seed: str = '0') -> None:
         with torch.random.fork_rng():  # so that these leave the calls above as they are
             branches_call = random_branches_call(choose_branches)
         print(branches_call.label, flush=True)
-        if command == 'guard':
-            norms = tuple(list(map(guarded, values)) for values in branches_call.norms)
-            branches_call = replace(branches_call, tensors=tuple(map(guarded, branches_call.tensors)), norms=norms)
-        compare_branches(branches_call)
+        compare_branches(branches_call.guarded() if command == 'guard' else branches_call)
     print(f'{argument} calls agree, {refuse_wrong_calls()} wrong calls were refused')
 
 

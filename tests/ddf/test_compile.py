@@ -148,10 +148,6 @@ def with_gradients(module, x):
         return module(x)
 
 
-def in_training(module, x):
-    return module.train()(x)
-
-
 def in_half_precision(module, x):
     with torch.autocast('cpu', torch.bfloat16):
         return module(x)
@@ -171,7 +167,7 @@ def transposed(module, x):
 
 @pytest.mark.parametrize(
     'use',
-    [with_gradients, in_training, in_half_precision, mapped, in_forward_mode, transposed],
+    [with_gradients, in_half_precision, mapped, in_forward_mode, transposed],
     ids=lambda use: use.__name__,
 )
 def test_layers_serve_where_more_is_asked(compiled, graphs, use):

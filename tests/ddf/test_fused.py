@@ -8,17 +8,12 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import ddf
 from ddf import DDFPack, FilterNorm, fused
 
-LAYOUTS = pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last], ids=str)
+from .module_cases import LAYOUTS, PACKS
+
+pytestmark = pytest.mark.usefixtures('compiled_cpu_kernels')
 TOLERANCES = {torch.float32: 3e-6, torch.float64: 1e-14}
-
-
-@pytest.fixture(autouse=True)
-def compiled():
-    if 'cpu' not in ddf.build_info().devices:
-        pytest.fail(f'no compiled CPU kernel to test:\n{ddf.build_info()}')
 
 
 @pytest.fixture(autouse=True)
@@ -42,17 +37,6 @@ def calls():
 def by_layers(pack, x):
     with torch.no_grad(), mock.patch.object(fused, 'has_kernel', return_value=False):
         return pack(x)
-
-
-PACKS = [
-    ((2, 8, 5, 6), {}),
-    ((1, 64, 56, 56), {}),
-    ((3, 66, 17, 13), {'kernel_size': 5, 'stride': 2, 'head': 3, 'kernel_combine': 'add'}),
-    ((2, 130, 7, 7), {}),
-    ((16, 34, 9, 9), {'kernel_size': 7, 'stride': 3, 'head': 2, 'dilation': 2}),
-    ((1, 5, 1, 1), {'se_ratio': 1}),
-    ((2, 16, 3, 28), {'stride': 40}),
-]
 
 
 @LAYOUTS
@@ -186,7 +170,6 @@ def test_other_norms_are_left_to_their_layers(change):
         assert pack.in_one_call(x, norm_and_activation(8), norm_and_activation(8)) is not None
         assert pack.in_one_call(x, change(*norm_and_activation(8))) is None
         assert pack.in_one_call(x, None, change(*norm_and_activation(8))) is None
-        assert pack.train().in_one_call(x) is None
 
 
 class Layer(nn.Conv2d):
@@ -194,11 +177,8 @@ class Layer(nn.Conv2d):
 
 
 def gradients_wanted(pack, x):
-    pack(x)
-
-
-def training(pack, x):
-    pack.train()(x)
+    with torch.enable_grad():
+        pack(x)
 
 
 def autocast(pack, x):
@@ -277,7 +257,7 @@ def parametrised(pack, x):
 @pytest.mark.parametrize(
     'use',
     [
-        *(gradients_wanted, training, autocast, forward_mode, vmapped, traced, counted, exported, half_precision),
+        *(gradients_wanted, autocast, forward_mode, vmapped, traced, counted, exported, half_precision),
         *(other_strides, empty, hooked, hooked_everywhere, another_layer, another_norm, without_bias, parametrised),
     ],
     ids=lambda use: use.__name__,
@@ -287,7 +267,6 @@ def test_layers_serve_where_more_is_asked(calls, use):
     with torch.no_grad():
         copy.deepcopy(pack)(x)
         assert len(calls) == 1, 'or what follows would prove nothing'
-    with torch.set_grad_enabled(use is gradients_wanted):
         use(pack, x)
     assert len(calls) == 1
 

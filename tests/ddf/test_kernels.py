@@ -11,11 +11,7 @@ from ddf.check import Case, evaluate
 
 from .kernel_cases import DETERMINISM, SLIDING_ROWS, SMALL_MAPS, STRIDED_ROWS, UNREACHED, WHOLE_PLANES, WIDE_ROWS
 
-
-@pytest.fixture(autouse=True)
-def compiled():
-    if 'cpu' not in ddf.build_info().devices:
-        pytest.fail(f'no compiled CPU kernel to test:\n{ddf.build_info()}')
+pytestmark = pytest.mark.usefixtures('compiled_cpu_kernels')
 
 
 def assert_agrees(case, dtype=torch.float64):

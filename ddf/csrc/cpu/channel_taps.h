@@ -120,20 +120,23 @@ void squeeze(const Call& call, const Branches& branches, A* sums, int64_t runs, 
   });
 }
 
-// FilterNorm of some channels' taps (channels, taps), in place; `turned` has room for (taps, lanes).
+// FilterNorm of some channels' taps (channels, taps), in place, and with their scale to `to`, which may be the same
+// place; `turned` has room for (taps, lanes).
 template <typename A>
-DDF_NOINLINE void normalize_channels(A* filter, int64_t channels, int64_t taps, const A* scale, A* turned) {
+DDF_NOINLINE void normalize_channels(A* filter, int64_t channels, int64_t taps, const A* scale, A* turned, A* to) {
   transpose(turned, kLanes<A>, filter, taps, channels, taps);
   normalize_row(turned, taps, kLanes<A>, A{1});
   transpose(filter, taps, turned, kLanes<A>, taps, channels);
-  for (int64_t i = 0; i < channels * taps; ++i) filter[i] *= scale[i];
+  for (int64_t i = 0; i < channels * taps; ++i) to[i] = filter[i] * scale[i];
 }
 
-// The channel filter. A task is a vector of channels of all images, which share its weights.
+// The channel filter, and, where asked for, its taps before FilterNorm. A task is a vector of channels of all images,
+// which share its weights.
 template <typename A>
 void excite(const Call& call, const Branches& branches, const A* hidden) {
   constexpr int64_t lanes = kLanes<A>;
   const int64_t taps = taps_of(call);
+  A* excited = static_cast<A*>(branches.predictions.excited);
   parallel(call, ceil_divide(call.channels, lanes), [&](int64_t begin, int64_t end) {
     A* turned = thread_scratch<A>(taps * lanes);
     __builtin_memset(turned, 0, taps * lanes * sizeof(A));
@@ -144,7 +147,11 @@ void excite(const Call& call, const Branches& branches, const A* hidden) {
                 static_cast<const A*>(branches.excite_bias) + first, channels * taps, branches.hidden, call.batch,
                 {hidden, branches.hidden}, filters);
       for (int64_t image = 0; image < call.batch; ++image) {
-        normalize_channels(filters[image], channels, taps, static_cast<const A*>(branches.scale) + first, turned);
+        if (excited != nullptr) {
+          copy(excited + image * call.channels * taps + first, filters[image], channels * taps);
+        }
+        normalize_channels(filters[image], channels, taps, static_cast<const A*>(branches.scale) + first, turned,
+                           filters[image]);
       }
     }
   });

@@ -3,16 +3,13 @@
 #include "affine.h"
 #include "capability.h"
 #include "channel_taps.h"
+#include "image_groups.h"
 #include "kernels.h"
 #include "logits_pixels.h"
 #include "logits_planes.h"
 
 namespace ddf {
 namespace {
-
-using Forward = void (*)(const Call&);
-
-void run_here(int64_t tasks, const void* context, RangeBody body) { body(context, 0, tasks); }
 
 // Writes channel_filter and spatial_filter, the latter before its normalisation.
 template <typename A, typename Logits>
@@ -37,9 +34,18 @@ class Prediction {
     });
     squeeze(call_, branches_, sums, runs_.count, hidden);
     excite(call_, branches_, hidden);
+    const Predictions& kept = branches_.predictions;
+    if (kept.means != nullptr) keep(sums, hidden, static_cast<A*>(kept.means), static_cast<A*>(kept.hidden));
   }
 
  private:
+  void keep(const A* sums, const A* hidden, A* kept_means, A* kept_hidden) const {
+    for (int64_t image = 0; image < call_.batch; ++image) {
+      copy(kept_means + image * call_.channels, sums + image * runs_.count * call_.channels, call_.channels);
+    }
+    copy(kept_hidden, hidden, call_.batch * branches_.hidden);
+  }
+
   const Call& call_;
   const Branches& branches_;
   Logits logits_;
@@ -51,33 +57,41 @@ struct Affines {
   Affine<A> before, after;
 };
 
-// Images [first, first + count) of a call: their filters go to scratch, and from there into the operation; so does the
-// map where it changes before.
+// The place of an image's predictions.
+template <typename A>
+Predictions predictions_from(const Call& call, const Branches& branches, int64_t image) {
+  const auto from = [&](void* data, int64_t elements) -> void* {
+    return data == nullptr ? nullptr : static_cast<A*>(data) + image * elements;
+  };
+  const Predictions& all = branches.predictions;
+  return {from(all.logits, logits_of(call) * call.out_height * call.out_width), from(all.means, call.channels),
+          from(all.hidden, branches.hidden), from(all.excited, call.channels * taps_of(call))};
+}
+
+// The images of a call, those from `first` on of the whole: their filters go to scratch, and from there into the
+// operation; so does the map where it changes before. Logits that are kept go to their own place.
 template <typename A, typename Logits>
-void filter_images(Call call, const Branches& branches, const Affines<A>& affines, Forward forward, int64_t first,
-                   int64_t count) {
+void filter_images(Call call, Branches branches, const Affines<A>& affines, Kernel forward, int64_t first) {
   constexpr int64_t kKeptElements = 1 << 20;  // a thread's scratch is kept, that of a large map is not
   const int64_t taps = taps_of(call), logits = logits_of(call), pixels = call.height * call.width;
   const int64_t filter = call.channels * taps, out_pixels = call.out_height * call.out_width;
   const bool channels_last = branches.channels_last;
-  const auto dense = [&](A* data, int64_t channels, int64_t rows, int64_t columns) {
-    return channels_last ? Array{data, channels * rows * columns, 1, columns * channels, channels}
-                         : Array{data, channels * rows * columns, rows * columns, columns, 1};
-  };
-  call.batch = call.channel_batch = call.spatial_batch = count;
-  call.input.data = at<A>(call.input, first, 0);
-  call.output.data = at<A>(call.output, first, 0);
+  branches.predictions = predictions_from<A>(call, branches, first);
+  A* kept_logits = static_cast<A*>(branches.predictions.logits);
+  call.channel_batch = call.spatial_batch = call.batch;
   const Prediction<A, Logits> prediction(call, branches);
-  const int64_t map = affines.before.scale != nullptr ? round_up(count * call.channels * pixels, kLanes<A>) : 0;
-  const int64_t filters = count * (filter + logits * out_pixels), size = map + filters + prediction.scratch_size();
+  const int64_t map = affines.before.scale != nullptr ? round_up(call.batch * call.channels * pixels, kLanes<A>) : 0;
+  const int64_t filters = call.batch * (filter + (kept_logits == nullptr ? logits * out_pixels : 0));
+  const int64_t size = map + filters + prediction.scratch_size();
   Buffer buffer;
   A* scratch = size > kKeptElements ? buffer.at_least<A>(size) : thread_scratch<A, kBranches>(size);
   if (map > 0) {
     apply(call, affines.before, channels_last, pixels, static_cast<const A*>(call.input.data), scratch);
-    call.input = dense(scratch, call.channels, call.height, call.width);
+    call.input = dense_array(scratch, call.channels, call.height, call.width, channels_last);
   }
   call.channel_filter = {scratch + map, filter, taps, call.kernel_size, 1};
-  call.spatial_filter = dense(scratch + map + count * filter, logits, call.out_height, call.out_width);
+  call.spatial_filter = dense_array(kept_logits == nullptr ? scratch + map + call.batch * filter : kept_logits, logits,
+                                    call.out_height, call.out_width, channels_last);
   prediction.run(scratch + map + filters);
   forward(call);
   if (affines.after.scale != nullptr) {
@@ -86,37 +100,19 @@ void filter_images(Call call, const Branches& branches, const Affines<A>& affine
   }
 }
 
-// Where there are images enough to keep all threads busy, each takes its own from the map to the output, a few at a
-// time, so that the operation finds them in the thread's cache; else the threads share every step. The results are the
-// same.
 template <typename A, typename Logits>
-void filter_maps(const Call& call, const Branches& branches, Forward forward) {
-  constexpr int64_t kCachedBytes = 512 << 10;
-  const int64_t image_bytes = call.channels * call.height * call.width * sizeof(A);
-  const int64_t fitting = larger<int64_t>(kCachedBytes / image_bytes, 1);
+void filter_maps(const Call& call, const Branches& branches, Kernel forward) {
   Buffer buffer;
   const int64_t before = Affine<A>::size(branches.before, call.channels);
   A* scales = buffer.at_least<A>(before + Affine<A>::size(branches.after, call.channels));
   const Affines<A> affines{{branches.before, call.channels, scales}, {branches.after, call.channels, scales + before}};
-  const int64_t most = ceil_divide(call.batch, call.threads) * call.threads;  // were all threads as busy as the first
-  if (call.batch < 2 * call.threads || 4 * most > 5 * call.batch) {
-    return filter_images<A, Logits>(call, branches, affines, forward, 0, call.batch);
-  }
-  parallel(call, call.batch, [&](int64_t begin, int64_t end) {
-    Call part = call;
-    part.threads = 1;
-    part.parallel_for = run_here;
-    const int64_t groups = ceil_divide(end - begin, fitting);
-    for (int64_t group = 0; group < groups; ++group) {
-      const int64_t first = begin + (end - begin) * group / groups;
-      const int64_t last = begin + (end - begin) * (group + 1) / groups;
-      filter_images<A, Logits>(part, branches, affines, forward, first, last - first);
-    }
+  in_cached_groups<A>(call, [&](const Call& part, int64_t first) {
+    filter_images<A, Logits>(part, branches, affines, forward, first);
   });
 }
 
 template <typename A>
-void filter_layout(const Call& call, const Branches& branches, Forward forward) {
+void filter_layout(const Call& call, const Branches& branches, Kernel forward) {
   if (branches.channels_last) {
     filter_maps<A, PixelLogits<A>>(call, branches, forward);
   } else {
@@ -126,7 +122,7 @@ void filter_layout(const Call& call, const Branches& branches, Forward forward) 
 
 }  // namespace
 
-void DDF_NAMED(dynamic_filter_, DDF_CPU_CAPABILITY)(const Call& call, const Branches& branches, Forward forward) {
+void DDF_NAMED(dynamic_filter_, DDF_CPU_CAPABILITY)(const Call& call, const Branches& branches, Kernel forward) {
   if (call.dtype == Dtype::float64) {
     filter_layout<double>(call, branches, forward);
   } else {

@@ -94,10 +94,15 @@ void dynamic_filter(const Call& call, const Branches& branches) {
   DDF_NAMED(dynamic_filter_, DDF_CPU_CAPABILITY)(call, branches, forward);
 }
 
+void dynamic_filter_gradients(const Call& call, const Branches& branches, const WeightGradients& to) {
+  DDF_NAMED(dynamic_filter_gradients_, DDF_CPU_CAPABILITY)(call, branches, to, input_gradient, filter_gradients);
+}
+
 }  // namespace
 
 Kernels DDF_NAMED(kernels_, DDF_CPU_CAPABILITY)() {
-  return {DDF_TEXT(DDF_CPU_CAPABILITY), forward, input_gradient, filter_gradients, dynamic_filter};
+  return {DDF_TEXT(DDF_CPU_CAPABILITY), forward, input_gradient, filter_gradients, dynamic_filter,
+          dynamic_filter_gradients};
 }
 
 }  // namespace ddf

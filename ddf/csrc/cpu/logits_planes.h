@@ -56,9 +56,6 @@ class PlaneLogits {
     if (is_whole) add_up(lane_sums, sums);
   }
 
- private:
-  static constexpr int kBlock = kLogitVectors * kLanes<A>;  // pixels
-
   static DDF_NOINLINE A sum(const A* values, int64_t count) {
     constexpr int lanes = kLanes<A>, parts = 4;
     Vector<A> sums[parts];
@@ -72,6 +69,9 @@ class PlaneLogits {
     for (; i < count; ++i) total += values[i];
     return total;
   }
+
+ private:
+  static constexpr int kBlock = kLogitVectors * kLanes<A>;  // pixels
 
   // A block's pixels as (channels, kBlock), with zeros behind them.
   DDF_NOINLINE void collect(const A* source, int64_t first, int64_t count, A* to) const {

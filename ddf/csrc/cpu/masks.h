@@ -76,6 +76,18 @@ DDF_INLINE Mask first_lanes(int64_t count) {
 constexpr bool kHasMasks = false;
 #endif
 
+// The first `count` lanes of a vector, or all, from memory that may hold no more; zeros behind them.
+template <typename A>
+DDF_INLINE Vector<A> load_first(const A* from, int64_t count) {
+#if defined(__AVX512F__)
+  if constexpr (__is_same(A, float)) return load_masked(from, first_lanes(count));
+#endif
+  if (count >= kLanes<A>) return load(from);
+  A lanes[kLanes<A>] = {};
+  copy_by_lanes<kLanes<A> / 2>(lanes, from, count);
+  return load(lanes);
+}
+
 // The first `count` lanes of a vector, or all, to memory that may have no room for more.
 template <typename A>
 DDF_INLINE void store_first(A* to, Vector<A> value, int64_t count) {

@@ -101,6 +101,13 @@ T* at(const Array& array, int64_t batch, int64_t channel) {
   return static_cast<T*>(array.data) + batch * array.batch + channel * array.channel;
 }
 
+// A dense array in one of both layouts.
+inline Array dense_array(void* data, int64_t channels, int64_t rows, int64_t columns, bool channels_last) {
+  const int64_t image = channels * rows * columns;
+  return channels_last ? Array{data, image, 1, columns * channels, channels}
+                       : Array{data, image, rows * columns, columns, 1};
+}
+
 // The channel filter's element for tap (n, m) of both axes, seen from its first one.
 template <typename T>
 const T* at_tap(const Array& filter, const T* first, const Axis& rows, const Axis& columns, int64_t n, int64_t m) {
