@@ -107,7 +107,7 @@ def _pointwise(x: Tensor, convolution: Any) -> Tensor:
     """A 1x1 convolution to few channels, as the matrix product that it is where that is faster: eager, on a CPU.
 
     There torch's convolutions pass a map of many channels through a layout of their own, which costs more than the
-    product with a few rows of weights; with a stride they return the gradient of a contiguous map in another layout.
+    product with a few rows of weights; with a stride, so they do with the gradient of a contiguous map.
     """
     if not (
         x.device.type == 'cpu'

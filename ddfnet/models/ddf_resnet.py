@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from ddf import DDFPack
 from ddf.branches import is_plain
 
+from .shortcut import downsampled
+
 register_notrace_module(DDFPack)  # what it calls depends on its input
 
 
@@ -76,8 +78,16 @@ class DDFBottleneck(Bottleneck):
             x = self.se(x)
         if self.drop_path is not None:
             x = self.drop_path(x)
-        x += shortcut if self.downsample is None else self.downsample(shortcut)
+        x += self._shortcut(shortcut)
         return self.act3(x)
+
+    def _shortcut(self, x: Tensor) -> Tensor:
+        if self.downsample is None:
+            return x
+        if torch.jit.is_scripting():
+            return self.downsample(x)
+        else:  # not compiled by TorchScript
+            return downsampled(x, self.downsample)
 
     def _filtered(self, x: Tensor) -> Tensor:
         """What follows the first convolution, up to the activation behind the filters."""
