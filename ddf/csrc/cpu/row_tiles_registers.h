@@ -55,7 +55,7 @@ DDF_INLINE void add_source_row(const float* source, int64_t channel_step, const 
   for (int i = 0; i < kTileChannels; ++i, source = opaque(source + channel_step)) {
     for (int v = 0; v < vectors; ++v) {
       const float* from = source + v * lanes;
-      const Vector<float> x = has_neighbours ? load(from) : load_masked(from, tile.masks[v]);
+      const Vector<float> x = kept(has_neighbours ? load(from) : load_masked(from, tile.masks[v]));
       for (int r = first; r <= last; ++r) {
         Vector<float>& sum = tile.sums[r][i][v];
         sum = add_product(sum, tap_weight<combine>(tile.filter[r][i], s[r][v]), x, tile.masks[v]);

@@ -3,7 +3,9 @@
 //
 // Most vectors of a map lie across two lines of the cache, and reading one takes as long as its two arithmetic
 // instructions. So tap columns that stand next to each other share what they read: each takes its lanes from vectors
-// side by side, at a place that the compiler knows.
+// side by side, at a place that the compiler knows. A unit for arithmetic permutes them; the last vector of a tile,
+// which would need one more beside it, is read anew for each tap, so that neither that unit nor those for loads are the
+// limit.
 #pragma once
 
 #include "plane_masks.h"
@@ -81,7 +83,7 @@ constexpr int kReadBeyond = 4;  // elements that are read behind the vectors, wh
 template <Combine combine, int taps, int step, int first, int count, int vectors, Reads reads>
 DDF_INLINE void add_taps(const PlaneGroup& group, const Mask* tap_masks, int64_t position, int64_t n,
                          Vector<float> (&sums)[kPlaneChannels][vectors]) {
-  constexpr int lanes = kLanes<float>;
+  constexpr int lanes = kLanes<float>, permuted = vectors > 1 ? vectors - 1 : vectors;  // the first ones
   static_assert((count - 1) * step <= kReadBeyond);
   const PlaneWeights& weights = group.weights;
   const float* spatial = weights.data + position / lanes * weights.vector + n * weights.tap_row;
@@ -103,11 +105,14 @@ DDF_INLINE void add_taps(const PlaneGroup& group, const Mask* tap_masks, int64_t
       const float* from = source + v * lanes;
       x[v] = reads == Reads::anywhere ? load_masked(from, masks[0][v]) : kept(load(from));
     }
-    x[vectors] = step > 0 ? load_four(source + vectors * lanes) : Vector<float>{};
+    x[vectors] = step > 0 && permuted == vectors ? load_four(source + vectors * lanes) : Vector<float>{};
     unrolled<count>([&]<int m>() DDF_ALWAYS_INLINE {
       const Vector<float> c = broadcast(filter[i * taps * taps + m]);
       for (int v = 0; v < vectors; ++v) {
-        const Vector<float> value = lanes_from<m * step>(x[v], x[v + 1]), weight = tap_weight<combine>(c, s[m][v]);
+        const bool is_permuted = m * step == 0 || v < permuted;
+        const Vector<float> value =
+            is_permuted ? lanes_from<m * step>(x[v], x[v + 1]) : load(source + v * lanes + m * step);
+        const Vector<float> weight = tap_weight<combine>(c, s[m][v]);
         // the centre column meets the map in all lanes
         const bool needs_no_mask = reads == Reads::plane && 2 * (first + m) + 1 == taps;
         sums[i][v] = needs_no_mask ? sums[i][v] + weight * value : add_product(sums[i][v], weight, value, masks[m][v]);
