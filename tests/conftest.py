@@ -79,6 +79,12 @@ def compiled_cpu_kernels() -> None:
         pytest.fail(f'no compiled CPU kernel to test:\n{ddf.build_info()}')
 
 
+@pytest.fixture
+def random_numbers() -> None:
+    """Starts torch's random numbers anew, so that a test draws the same ones alone and among others."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(params=['compiled', 'reference'])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Runs a test through the compiled kernels and through the reference."""

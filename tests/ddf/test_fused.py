@@ -12,13 +12,8 @@ from ddf import DDFPack, FilterNorm, fused
 
 from .module_cases import LAYOUTS, PACKS
 
-pytestmark = pytest.mark.usefixtures('compiled_cpu_kernels')
+pytestmark = pytest.mark.usefixtures('compiled_cpu_kernels', 'random_numbers')
 TOLERANCES = {torch.float32: 3e-6, torch.float64: 1e-14}
-
-
-@pytest.fixture(autouse=True)
-def random_numbers():
-    torch.manual_seed(0)
 
 
 @pytest.fixture
@@ -82,6 +77,13 @@ def test_what_is_not_a_number_stays_in_its_image(memory_format):
         output = pack(x.to(memory_format=memory_format))
     assert output[1].isnan().any(dim=(1, 2)).all()  # through the channel branch it reaches every channel
     torch.testing.assert_close(output[::2], expected[::2])
+
+
+def test_training_mode_changes_nothing_without_gradients(calls):
+    pack, x = DDFPack(8).train(), torch.randn(2, 8, 5, 6)
+    with torch.no_grad():
+        assert torch.equal(pack(x), pack.eval()(x))
+    assert len(calls) == 2
 
 
 def test_filters_of_equal_taps_are_zero():

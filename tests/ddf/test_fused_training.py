@@ -14,13 +14,8 @@ from ddf.schemas import dynamic_filter_gradients, dynamic_filter_predictions
 
 from .module_cases import LAYOUTS, PACKS
 
-pytestmark = pytest.mark.usefixtures('compiled_cpu_kernels')
+pytestmark = pytest.mark.usefixtures('compiled_cpu_kernels', 'random_numbers')
 TOLERANCES = {torch.float32: 3e-5, torch.float64: 1e-13}
-
-
-@pytest.fixture(autouse=True)
-def random_numbers():
-    torch.manual_seed(0)
 
 
 @pytest.fixture
