@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import ddfnet  # noqa: F401  registers the models
 from benchmarks.interleaved import Visits
 from benchmarks.requirements import Measurement, Row, Setting
-from ddf import DDFPack, fused, operators, reference
+from ddf import DDFPack, guards, operators, reference
 from ddfnet.benchmarking.operations import relative_error
 from ddfnet.timing import Pass
 
@@ -164,5 +164,5 @@ def _gradients(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
 def _by_definition() -> Iterator[None]:
     """Within it the operation runs in plain torch, by its definition, and its modules by their layers."""
     operation = mock.patch.object(operators, 'forward', reference.forward)
-    with operation, mock.patch.object(fused, 'has_kernel', return_value=False):
+    with operation, mock.patch.object(guards, 'has_kernel', return_value=False):
         yield

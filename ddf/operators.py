@@ -90,10 +90,7 @@ def _filter_gradients_shape(
 
 def _dynamic_filter_shape(input: Tensor, *weights_and_settings: Any) -> Tensor:
     *weights, _, _, stride, _, _, _, input_norm, output_norm, _, _ = weights_and_settings
-    _require(
-        all(value.device == input.device for value in (*weights, *input_norm, *output_norm)),
-        'expected tensors of one device, values of norms included',
-    )
+    _require_one_device(input, *weights, *input_norm, *output_norm)
     height, width = (reference.output_size(size, stride) for size in input.shape[-2:])
     return _empty((*input.shape[:2], height, width), like=input)
 
@@ -108,6 +105,17 @@ def _predictions_shape(input: Tensor, *weights_and_settings: Any) -> tuple[Tenso
 
 def _dynamic_filter_gradients_shape(grad_output: Tensor, input: Tensor, *weights_and_others: Any) -> tuple[Tensor, ...]:
     return _empty(input.shape, like=input), *(weight.new_empty(weight.shape) for weight in weights_and_others[:7])
+
+
+def _add_residual_shape(
+    map: Tensor, norm: list[Tensor], shortcut: Tensor, shortcut_norm: list[Tensor], *_: Any
+) -> None:
+    _require_one_device(map, *norm, shortcut, *shortcut_norm)
+
+
+def _require_one_device(*tensors: Tensor) -> None:
+    devices = {tensor.device for tensor in tensors}
+    _require(len(devices) == 1, 'expected tensors of one device, values of norms included')
 
 
 def _empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
@@ -140,6 +148,7 @@ def _register(library: torch.library.Library) -> None:
     torch.library.register_fake('ddf::dynamic_filter', _dynamic_filter_shape, lib=library)
     torch.library.register_fake('ddf::dynamic_filter_predictions', _predictions_shape, lib=library)
     torch.library.register_fake('ddf::dynamic_filter_gradients', _dynamic_filter_gradients_shape, lib=library)
+    torch.library.register_fake('ddf::add_residual_', _add_residual_shape, lib=library)
     for device_type, dispatch_key in (('cpu', 'AutocastCPU'), ('cuda', 'AutocastCUDA'), ('mps', 'AutocastMPS')):
         library.impl('forward', _autocast(device_type), dispatch_key)
     derivatives.register(library)

@@ -1,9 +1,10 @@
 """Names and signatures of the operators `torch.ops.ddf.*`.
 
-What the first three do says `ddf.operators`, what the `dynamic_filter*` do `ddf.fused` and `ddf.fused_training`.
+What the first three do says `ddf.operators`, what the `dynamic_filter*` do `ddf.fused` and `ddf.fused_training`,
+`add_residual_` `ddf.residual`.
 
-The same in every operator: dilation and stride in pixels, head, kernel_combine 'mul' or 'add', and norm_gain: None, or
-the scale to which the spatial filter, then raw logits, is normalised over its taps.
+The same in every operator with filters: dilation and stride in pixels, head, kernel_combine 'mul' or 'add', and
+norm_gain: None, or the scale to which the spatial filter, then raw logits, is normalised over its taps.
 """
 
 import torch
@@ -32,6 +33,10 @@ if library is not None:
         f'dynamic_filter_gradients(Tensor grad_output, {_module[0]}, {_PREDICTIONS}, {_module[1]}) '
         f'-> ({", ".join(["Tensor"] * 8)})'
     )
+    library.define(
+        'add_residual_(Tensor(a!) map, Tensor[] norm, Tensor shortcut, Tensor[] shortcut_norm, float eps, '
+        'float shortcut_eps) -> ()'
+    )
 
 forward = torch.ops.ddf.forward.default
 input_gradient = torch.ops.ddf.input_gradient.default
@@ -39,3 +44,4 @@ filter_gradients = torch.ops.ddf.filter_gradients.default
 dynamic_filter = torch.ops.ddf.dynamic_filter.default
 dynamic_filter_predictions = torch.ops.ddf.dynamic_filter_predictions.default
 dynamic_filter_gradients = torch.ops.ddf.dynamic_filter_gradients.default
+add_residual_ = torch.ops.ddf.add_residual_.default

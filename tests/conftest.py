@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import ddf
-from ddf import fused, operators, reference
+from ddf import guards, operators, reference
 
 # builds that tests start leave out the CUDA kernels, which take minutes; what tests those asks for them
 os.environ.setdefault('FORCE_CUDA', '0')
@@ -90,7 +90,7 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """Runs a test through the compiled kernels and through the reference."""
     if request.param == 'reference':
         monkeypatch.setattr(operators, 'forward', _ReferenceDDF.apply)
-        monkeypatch.setattr(fused, 'has_kernel', lambda: False)
+        monkeypatch.setattr(guards, 'has_kernel', lambda: False)
     else:
         request.getfixturevalue('compiled_cpu_kernels')
     return request.param

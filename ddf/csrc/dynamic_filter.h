@@ -3,30 +3,10 @@
 // A Device is one of operators.h that has dynamic_filter(call, branches), too.
 #pragma once
 
-#include <vector>
-
 #include "cpu/branches.h"
-#include "operators.h"
+#include "dense.h"
 
 namespace ddf {
-
-// Whether a weight is of the map's type and device, and dense, with `rows` rows of `columns`.
-inline bool is_weight(const Tensor& weight, const Tensor& input, int64_t rows, int64_t columns) {
-  return weight.dim() > 0 && weight.size(0) == rows && columns > 0 && weight.numel() / columns == rows &&
-         weight.numel() % columns == 0 && weight.is_contiguous() && weight.device() == input.device() &&
-         weight.scalar_type() == input.scalar_type();
-}
-
-inline Norm make_norm(const std::vector<Tensor>& values, double eps, const Tensor& input) {
-  if (values.empty()) return {};
-  check(values.size() == 4, "expected weight, bias, mean and variance of a norm, or nothing");
-  for (const Tensor& value : values) {
-    check(is_weight(value, input, input.size(1), 1),
-          "expected dense values of a norm for each channel, of the map's type and device");
-  }
-  return {values[0].const_data_ptr(), values[1].const_data_ptr(), values[2].const_data_ptr(),
-          values[3].const_data_ptr(), eps};
-}
 
 // The weights, in the order of the operators' arguments: weight and bias of the spatial branch, and of the two layers
 // of the channel branch; the scale of its FilterNorm.
@@ -47,11 +27,8 @@ ModuleCall make_module_call(const Tensor& input, const Weights& weights, int64_t
                             std::optional<double> norm_gain) {
   check(Device::is_device(input), "expected the input on the operator's device");
   const Call call = make_call(input, kernel_size, dilation, stride, head, kernel_combine, norm_gain);
-  check(call.dtype == Dtype::float32 || call.dtype == Dtype::float64, "expected float32 or float64");
   Branches branches{};
-  branches.channels_last = is_channels_last(input);
-  check(input.numel() > 0 && (branches.channels_last || input.is_contiguous()),
-        "expected a contiguous or channels_last map that is not empty");
+  branches.channels_last = is_dense_channels_last(input);
   const int64_t squares = call.kernel_size * call.kernel_size;
   const int64_t taps = weights.scale.numel(), logits = weights.spatial_bias.numel();
   branches.hidden = weights.squeeze_bias.numel();

@@ -8,6 +8,7 @@
 #include "cpu/kernels.h"
 #include "dynamic_filter.h"
 #include "operators.h"
+#include "residual.h"
 
 #ifndef DDF_BUILD_STAMP
 #error "compile with `python -m ddf build`, which defines DDF_BUILD_STAMP"
@@ -52,6 +53,7 @@ struct Cpu {
   void dynamic_filter_gradients(Call& call, const Branches& branches, const WeightGradients& to) const {
     kernels.dynamic_filter_gradients(on_threads(call), branches, to);
   }
+  void add_residual(Call& call, const Residual& residual) const { kernels.add_residual(on_threads(call), residual); }
 
  private:
   static const Call& on_threads(Call& call) {
@@ -75,4 +77,5 @@ STABLE_TORCH_LIBRARY_IMPL(ddf, CPU, m) {
   m.impl("dynamic_filter", TORCH_BOX(&ddf::dynamic_filter<ddf::Cpu>));
   m.impl("dynamic_filter_predictions", TORCH_BOX(&ddf::dynamic_filter_predictions<ddf::Cpu>));
   m.impl("dynamic_filter_gradients", TORCH_BOX(&ddf::dynamic_filter_gradients<ddf::Cpu>));
+  m.impl("add_residual_", TORCH_BOX(&ddf::add_residual<ddf::Cpu>));
 }

@@ -11,14 +11,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from timm.layers import DropPath
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, register_notrace_module
 from timm.models.resnet import Bottleneck, ResNet
 from torch import Tensor, nn
 
 from ddf import DDFPack
 from ddf.branches import is_plain
-
-from .shortcut import downsampled
+from ddf.residual import add_residual, downsampled
 
 register_notrace_module(DDFPack)  # what it calls depends on its input
 
@@ -70,9 +70,14 @@ class DDFBottleneck(Bottleneck):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """That of timm's Bottleneck; in evaluation on a CPU the filters and the layers around them are one call."""
+        """That of timm's Bottleneck; in evaluation on a CPU the filters and the layers around them are one call, and
+        so is what follows the last convolution."""
         shortcut = x
         x = self.conv3(self.aa(self._filtered(self.conv1(x))))  # type: ignore[misc]
+        if not torch.jit.is_scripting():
+            output = self._add_in_one_call(x, shortcut)
+            if output is not None:
+                return output
         x = self.bn3(x)
         if self.se is not None:
             x = self.se(x)
@@ -103,6 +108,12 @@ class DDFBottleneck(Bottleneck):
         if not (is_plain(filters, DDFPack) and is_plain(self.drop_block, nn.Identity)):
             return None
         return filters.in_one_call(x, (self.bn1, self.act1), (self.bn2, self.act2))
+
+    def _add_in_one_call(self, x: Tensor, shortcut: Tensor) -> Tensor | None:
+        drops = self.drop_path is not None and (self.drop_path.training or not is_plain(self.drop_path, DropPath))
+        if self.se is not None or drops or not is_plain(self.conv3, nn.Conv2d):
+            return None
+        return add_residual(x, self.bn3, self.act3, shortcut, self.downsample)
 
 
 def _cfg(**kwargs: Any) -> dict[str, Any]:

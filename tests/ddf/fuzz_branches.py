@@ -34,14 +34,14 @@ class BranchesCall:
     def by_definition(self, *tensors: Tensor) -> Tensor:
         x, spatial_weight, spatial_bias, squeeze_weight, squeeze_bias, excite_weight, excite_bias, scale = tensors
         kernel_size, dilation, stride, *settings = self.settings
-        x = rectified_norm(x, self.norms[0], EPS[0])
+        x = rectified(x, self.norms[0], EPS[0])
         logits = torch.nn.functional.conv2d(x, spatial_weight[:, :, None, None], spatial_bias, stride)
         hidden = torch.relu(x.mean((2, 3)) @ squeeze_weight.T + squeeze_bias)
         taps = (hidden @ excite_weight.T + excite_bias).unflatten(1, (x.shape[1], kernel_size**2))
         std = taps.std(2, keepdim=True) + 1e-10
         channel = (taps - taps.mean(2, keepdim=True)) / std * scale.view_as(taps[0])
         channel = channel.unflatten(2, (kernel_size, kernel_size))
-        return rectified_norm(reference.forward(x, channel, logits, dilation, stride, *settings), self.norms[1], EPS[1])
+        return rectified(reference.forward(x, channel, logits, dilation, stride, *settings), self.norms[1], EPS[1])
 
     def run_training(self) -> list[Tensor]:
         """The output and the gradients of map and weights."""
@@ -50,12 +50,17 @@ class BranchesCall:
         return [output, *torch.ops.ddf.dynamic_filter_gradients(*arguments)]
 
 
-def rectified_norm(x: Tensor, values: list[Tensor], eps: float) -> Tensor:
-    """A BatchNorm in evaluation and a ReLU; without values x itself."""
+def normalized(x: Tensor, values: list[Tensor], eps: float) -> Tensor:
+    """A BatchNorm in evaluation; without values x itself."""
     if not values:
         return x
     weight, bias, mean, variance = (value.double()[:, None, None] for value in values)
-    return torch.relu((x - mean) / (variance + eps).sqrt() * weight + bias)
+    return (x - mean) / (variance + eps).sqrt() * weight + bias
+
+
+def rectified(x: Tensor, values: list[Tensor], eps: float) -> Tensor:
+    """A BatchNorm and a ReLU; without values x itself."""
+    return torch.relu(normalized(x, values, eps)) if values else x
 
 
 def random_branches_call(choose: random.Random) -> BranchesCall:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from fuzz_branches import compare_branches, random_branches_call
+from fuzz_residual import compare_residual, random_residual_call
 from guarded_memory import allocated, ending_at_a_page, guarded
 from layouts import LAYOUTS, laid_out
 from torch import Tensor
@@ -24,6 +25,7 @@ from torch import Tensor
 import ddf
 from ddf import check, reference
 
+OTHERS = (random_branches_call, random_residual_call), (compare_branches, compare_residual)
 OPERATORS = ('forward', 'input_gradient', 'filter_gradients')
 NAMES = ('grad_output', 'input', 'channel_filter', 'spatial_filter')
 
@@ -182,17 +184,18 @@ def main(command: str, argument: str, seed: str = '0') -> None:
             raise SystemExit(f'not noticed: {survivors}')
         print('every short tensor was noticed')
         return
-    choose, choose_branches = random.Random(int(seed)), random.Random(int(seed))
+    choose, *choose_others = (random.Random(int(seed)) for _ in range(3))
     torch.manual_seed(int(seed))
     torch.use_deterministic_algorithms(True)  # fills what torch.empty gives with NaN
     for _ in range(int(argument)):
         call = random_call(choose)
         print(call.label, flush=True)  # the last one is what a crash came of
         compare(replace(call, tensors=tuple(map(guarded, call.tensors))) if command == 'guard' else call)
-        with torch.random.fork_rng():  # so that these leave the calls above as they are
-            branches_call = random_branches_call(choose_branches)
-        print(branches_call.label, flush=True)
-        compare_branches(branches_call.guarded() if command == 'guard' else branches_call)
+        for choose_other, random_other, compare_other in zip(choose_others, *OTHERS):
+            with torch.random.fork_rng():  # so that these leave the calls above as they are
+                other = random_other(choose_other)
+            print(other.label, flush=True)
+            compare_other(other.guarded() if command == 'guard' else other)
     print(f'{argument} calls agree, {refuse_wrong_calls()} wrong calls were refused')
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ddf import DDFPack, FilterNorm, fused
+from ddf import DDFPack, FilterNorm, fused, guards
 
 from .module_cases import LAYOUTS, PACKS
 
@@ -30,7 +30,7 @@ def calls():
 
 
 def by_layers(pack, x):
-    with torch.no_grad(), mock.patch.object(fused, 'has_kernel', return_value=False):
+    with torch.no_grad(), mock.patch.object(guards, 'has_kernel', return_value=False):
         return pack(x)
 
 

@@ -9,7 +9,7 @@ from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from ddf import DDFPack, fused, fused_training
+from ddf import DDFPack, fused_training, guards
 from ddf.schemas import dynamic_filter_gradients, dynamic_filter_predictions
 
 from .module_cases import LAYOUTS, PACKS
@@ -41,7 +41,7 @@ ONE_STEP = ['dynamic_filter_predictions', 'dynamic_filter_gradients']
 
 
 def by_layers(function, *arguments):
-    with mock.patch.object(fused, 'has_kernel', return_value=False):
+    with mock.patch.object(guards, 'has_kernel', return_value=False):
         return function(*arguments)
 
 

@@ -127,7 +127,9 @@ def test_channels_last_equals_contiguous():
     torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize('layer', ['bn1', 'act1', 'conv2', 'bn2', 'drop_block', 'act2'])
+@pytest.mark.parametrize(
+    'layer', ['bn1', 'act1', 'conv2', 'bn2', 'drop_block', 'act2', 'conv3', 'bn3', 'downsample', 'act3']
+)
 def test_every_layer_of_a_block_is_called_where_it_is_hooked(layer):
     """In evaluation they are one call of the library otherwise."""
     torch.manual_seed(0)
@@ -142,6 +144,28 @@ def test_every_layer_of_a_block_is_called_where_it_is_hooked(layer):
         output = model(x)
     assert seen == [layer]
     torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_what_a_hook_keeps_of_the_last_convolution_is_not_overwritten():
+    model, kept = timm.create_model('ddf_mul_resnet26').eval(), []
+    convolution = model.layer1[0].conv3
+    convolution.register_forward_hook(lambda _, inputs, output: kept.extend((*inputs, output)))
+    with torch.no_grad():
+        model(torch.randn(1, 3, 64, 64))
+        given, output = kept
+        convolution._forward_hooks.clear()
+        assert torch.equal(output, convolution(given))
+
+
+@pytest.mark.parametrize(
+    'settings', [{'drop_path_rate': 0.5}, {'block_args': {'attn_layer': 'se'}}, {'avg_down': True}], ids=str
+)
+def test_blocks_with_other_layers_in_evaluation(settings):
+    torch.manual_seed(0)
+    model, x = timm.create_model('ddf_mul_resnet26', zero_init_last=False, **settings).eval(), torch.randn(1, 3, 64, 64)
+    expected = model(x)  # with gradients, by the layers
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize('grad_mode', [torch.enable_grad, torch.no_grad], ids=['gradients', 'values'])

@@ -3,7 +3,7 @@
 
 #include <cmath>
 
-#include "branches.h"
+#include "norm.h"
 #include "scratch.h"
 #include "vector.h"
 
@@ -57,24 +57,33 @@ DDF_NOINLINE void affine_pixels(const A* from, int64_t pixels, int64_t channels,
   }
 }
 
-// All images of a call, each of `pixels`.
-template <typename A>
-void apply(const Call& call, const Affine<A>& affine, bool channels_last, int64_t pixels, const A* from, A* to) {
+// All images of a call, each of `pixels`: on_pixels(offset, count) for runs of pixels of a channels_last map, or
+// on_plane(offset, channel).
+template <typename OnPixels, typename OnPlane>
+void for_each_part(const Call& call, bool channels_last, int64_t pixels, const OnPixels& on_pixels,
+                   const OnPlane& on_plane) {
   constexpr int64_t kRun = 32;  // pixels
   if (channels_last) {
     const int64_t all = call.batch * pixels;
     return parallel(call, ceil_divide(all, kRun), [&](int64_t begin, int64_t end) {
-      const int64_t first = begin * kRun, count = smaller(end * kRun, all) - first;
-      affine_pixels(from + first * call.channels, count, call.channels, affine.scale, affine.shift,
-                    to + first * call.channels);
+      const int64_t first = begin * kRun;
+      on_pixels(first * call.channels, smaller(end * kRun, all) - first);
     });
   }
   parallel(call, call.batch * call.channels, [&](int64_t begin, int64_t end) {
-    for (int64_t plane = begin; plane < end; ++plane) {
-      const int64_t channel = plane % call.channels;
-      affine_plane(from + plane * pixels, pixels, affine.scale[channel], affine.shift[channel], to + plane * pixels);
-    }
+    for (int64_t plane = begin; plane < end; ++plane) on_plane(plane * pixels, plane % call.channels);
   });
+}
+
+template <typename A>
+void apply(const Call& call, const Affine<A>& affine, bool channels_last, int64_t pixels, const A* from, A* to) {
+  const auto on_pixels = [&](int64_t offset, int64_t count) {
+    affine_pixels(from + offset, count, call.channels, affine.scale, affine.shift, to + offset);
+  };
+  const auto on_plane = [&](int64_t offset, int64_t channel) {
+    affine_plane(from + offset, pixels, affine.scale[channel], affine.shift[channel], to + offset);
+  };
+  for_each_part(call, channels_last, pixels, on_pixels, on_plane);
 }
 
 }  // namespace

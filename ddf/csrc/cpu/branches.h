@@ -3,14 +3,9 @@
 #pragma once
 
 #include "../call.h"
+#include "norm.h"
 
 namespace ddf {
-
-// A BatchNorm in evaluation and the ReLU behind it: four arrays (channels), or nullptr where there is none.
-struct Norm {
-  const void *weight, *bias, *mean, *variance;
-  double eps;
-};
 
 // What the branches make of the map on their way to the filters, for their gradients; nullptr where nobody asks.
 struct Predictions {
@@ -27,7 +22,7 @@ struct Branches {
   const void *excite_weight, *excite_bias;    // (channels * taps, hidden), (channels * taps)
   const void* scale;                          // (channels * taps), of the channel branch's FilterNorm
   bool channels_last;                         // the map, else it is contiguous
-  Norm before, after;                         // of the map, of the output
+  Norm before, after;                         // of the map, of the output; a ReLU is behind each
   Predictions predictions;                    // written by the forward pass, read by the gradients
 };
 

@@ -6,6 +6,7 @@
 #include "pixels_gather.h"
 #include "planes_filter_gradients.h"
 #include "planes_gather.h"
+#include "residual.h"
 #include "row_tiles_gather.h"
 #include "strided_rows_gather.h"
 #include "transposed.h"
@@ -98,11 +99,19 @@ void dynamic_filter_gradients(const Call& call, const Branches& branches, const 
   DDF_NAMED(dynamic_filter_gradients_, DDF_CPU_CAPABILITY)(call, branches, to, input_gradient, filter_gradients);
 }
 
+void add_residual(const Call& call, const Residual& residual) {
+  if (call.dtype == Dtype::float64) {
+    add_residual<double>(call, residual);
+  } else {
+    add_residual<float>(call, residual);
+  }
+}
+
 }  // namespace
 
 Kernels DDF_NAMED(kernels_, DDF_CPU_CAPABILITY)() {
-  return {DDF_TEXT(DDF_CPU_CAPABILITY), forward, input_gradient, filter_gradients, dynamic_filter,
-          dynamic_filter_gradients};
+  return {DDF_TEXT(DDF_CPU_CAPABILITY), forward,     input_gradient, filter_gradients, dynamic_filter,
+          dynamic_filter_gradients,     add_residual};
 }
 
 }  // namespace ddf

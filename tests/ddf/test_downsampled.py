@@ -1,4 +1,4 @@
-"""The shortcut of a residual block in training: the products of its layers, without the stride that costs a copy."""
+"""The shortcut of a residual block: the products of its layers, without the stride that costs a copy."""
 
 import copy
 
@@ -7,7 +7,7 @@ import torch
 from timm.models.resnet import downsample_avg, downsample_conv
 from torch import nn
 
-from ddfnet.models.shortcut import downsampled
+from ddf.residual import downsampled
 
 CONTIGUOUS = torch.contiguous_format
 
