@@ -3,10 +3,11 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .filter_norm import FilterNorm
+from .guards import is_plain
+from .pointwise import is_pointwise, linear, to_few_channels
 from .reference import output_size
 
 
@@ -53,8 +54,8 @@ class ChannelBranch(nn.Sequential):
         if not has_plain_layers(layers):
             return super().forward(x)
         _, squeeze, activation, excite, norm = layers
-        hidden = activation(_linear(_mean(x), squeeze))  # (B, C * se_ratio)
-        return norm(_linear(hidden, excite))
+        hidden = activation(linear(_mean(x), squeeze))  # (B, C * se_ratio)
+        return norm(linear(hidden, excite))
 
 
 class ConstantBranch(nn.Module):
@@ -91,7 +92,7 @@ def filters_or_logits(branch: Any, x: Tensor) -> tuple[Tensor, float | None]:
     if logits is None:
         return branch(x), None
     convolution, gain = logits
-    return _pointwise(x, convolution), gain
+    return to_few_channels(x, convolution), gain
 
 
 def plain_logits(branch: Any) -> tuple[Any, float] | None:
@@ -103,46 +104,11 @@ def plain_logits(branch: Any) -> tuple[Any, float] | None:
     return None
 
 
-def _pointwise(x: Tensor, convolution: Any) -> Tensor:
-    """A 1x1 convolution to few channels, as the matrix product that it is where that is faster: eager, on a CPU.
-
-    There torch's convolutions pass a map of many channels through a layout of their own, which costs more than the
-    product with a few rows of weights; with a stride, so they do with the gradient of a contiguous map.
-    """
-    if not (
-        x.device.type == 'cpu'
-        and x.dtype in (torch.float32, torch.float64)
-        and not torch.is_autocast_enabled('cpu')
-        and not torch.compiler.is_compiling()
-        and is_plain(convolution, nn.Conv2d)
-        and is_pointwise(convolution)
-        and convolution.bias is not None
-        and (convolution.stride == (1, 1) or x.is_contiguous())
-    ):
-        return convolution(x)
-    if x.is_contiguous():
-        rows, columns = convolution.stride
-        pixels = x[:, :, ::rows, ::columns]
-        batch, _, height, width = pixels.shape
-        weight = convolution.weight.flatten(1).expand(batch, -1, -1)
-        taps = torch.baddbmm(convolution.bias[:, None], weight, pixels.flatten(2))  # (B, head * k**2, Ho * Wo)
-        return taps.view(batch, convolution.out_channels, height, width)
-    return _linear(x.permute(0, 2, 3, 1), convolution).permute(0, 3, 1, 2)
-
-
 def _mean(x: Tensor) -> Tensor:
     """(B, C, H, W) to (B, C). A sum's gradient is one number per channel, expanded; that of a mean is as large as x."""
     if x.dtype in (torch.float32, torch.float64):
         return x.sum((2, 3)) / (x.shape[2] * x.shape[3])
     return x.mean((2, 3))
-
-
-def is_pointwise(layer: Any) -> bool:
-    return (layer.kernel_size, layer.padding, layer.groups) == ((1, 1), (0, 0), 1)
-
-
-def _linear(vector: Tensor, convolution: nn.Conv2d) -> Tensor:
-    return F.linear(vector, convolution.weight.flatten(1), convolution.bias)
 
 
 def has_plain_layers(layers: tuple[Any, ...]) -> bool:
@@ -153,15 +119,4 @@ def has_plain_layers(layers: tuple[Any, ...]) -> bool:
         and all(map(is_plain, layers, kinds))
         and layers[0].output_size == 1
         and all(map(is_pointwise, layers[1:4:2]))
-    )
-
-
-def is_plain(module: Any, kind: type[nn.Module]) -> bool:
-    """Of this class itself, as parametrised modules are not, and neither hooked nor with a forward of its own."""
-    return type(module) is kind and not (
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or 'forward' in module.__dict__
     )

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from . import guards
-from .branches import ChannelBranch, has_plain_layers, is_plain, is_pointwise, plain_logits
+from .branches import ChannelBranch, has_plain_layers, plain_logits
 from .filter_norm import FilterNorm
 from .fused_training import filter_and_record
+from .guards import is_plain
+from .pointwise import is_pointwise
 from .schemas import dynamic_filter
 
 
@@ -59,8 +61,8 @@ def filter_predicting(
         *(convolution.weight, convolution.bias, squeeze.weight, squeeze.bias),
         *(excite.weight, excite.bias, norm.std),
     ]
-    first_norm, last_norm = (_norm_values(layers, x.shape[1]) for layers in (before, after))
-    if first_norm is None or last_norm is None or not guards.are_like(x, weights + first_norm + last_norm):
+    first_norm, last_norm = (_norm_values(layers, x) for layers in (before, after))
+    if first_norm is None or last_norm is None or not guards.are_like(x, weights):
         return None
     settings = norm.kernel_size, dilation, stride, head, kernel_combine, norm_gain
     if with_gradients:
@@ -69,9 +71,9 @@ def filter_predicting(
     return dynamic_filter(x, *weights, *settings, first_norm, last_norm, *eps)
 
 
-def _norm_values(layers: tuple[Any, Any] | None, channels: int) -> list[Any] | None:
+def _norm_values(layers: tuple[Any, Any] | None, x: Tensor) -> list[Any] | None:
     """Those of a norm in evaluation with a ReLU behind it."""
     if layers is None:
         return []
     norm, activation = layers
-    return guards.norm_values(norm, channels) if is_plain(activation, nn.ReLU) else None
+    return guards.norm_values(norm, x) if is_plain(activation, nn.ReLU) else None

@@ -8,8 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from .branches import is_plain
-
 _DTYPES = (torch.float32, torch.float64)
 _PLAIN = (nn.Parameter, Tensor)
 
@@ -18,6 +16,19 @@ def takes(x: Tensor, with_gradients: bool) -> bool:
     """Whether a call may serve for the map x: it is contiguous or channels_last, in float32 or float64 and not empty,
     only values are asked for, or values and gradients, and not by a tracer, transform or global hook."""
     return _is_unobserved(with_gradients) and _is_dense(x) and has_kernel()
+
+
+def takes_eagerly(x: Tensor, activation: nn.Module, training: bool) -> bool:
+    """The same for a BatchNorm and what follows it, with a ReLU at the end, which graphs of torch.compile fuse.
+
+    There are no gradients in evaluation, and no gain in training channels_last maps.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and is_plain(activation, nn.ReLU)
+        and takes(x, with_gradients=training)
+        and (x.is_contiguous() if training else not torch.is_grad_enabled())
+    )
 
 
 @torch.compiler.assume_constant_result
@@ -78,9 +89,23 @@ def are_like(x: Tensor, weights: list[Any]) -> bool:
     )
 
 
-def norm_values(norm: Any, channels: int) -> list[Any] | None:
-    """Weight, bias, mean and variance of a BatchNorm in evaluation; None where it is another."""
-    if not is_plain(norm, nn.BatchNorm2d) or norm.training:
+def norm_values(norm: Any, x: Tensor, training: bool = False) -> list[Any] | None:
+    """Weight, bias, mean and variance of a BatchNorm that a call may apply to x, (B, C, H, W), in the mode given; None
+    where it is another, or is to be refused or averages all batches."""
+    if not is_plain(norm, nn.BatchNorm2d) or norm.training != training:
+        return None
+    if training and (norm.momentum is None or x.numel() == x.shape[1]):
         return None
     values = [norm.weight, norm.bias, norm.running_mean, norm.running_var]
-    return values if all(type(value) in _PLAIN and value.numel() == channels for value in values) else None
+    return values if are_like(x, values) and all(value.numel() == x.shape[1] for value in values) else None
+
+
+def is_plain(module: Any, kind: type[nn.Module]) -> bool:
+    """Of this class itself, as parametrised modules are not, and neither hooked nor with a forward of its own."""
+    return type(module) is kind and not (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or 'forward' in module.__dict__
+    )

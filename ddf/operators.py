@@ -107,10 +107,22 @@ def _dynamic_filter_gradients_shape(grad_output: Tensor, input: Tensor, *weights
     return _empty(input.shape, like=input), *(weight.new_empty(weight.shape) for weight in weights_and_others[:7])
 
 
-def _add_residual_shape(
-    map: Tensor, norm: list[Tensor], shortcut: Tensor, shortcut_norm: list[Tensor], *_: Any
+def _normalized_sum_shape(
+    output: Tensor,
+    map: Tensor,
+    norm: list[Tensor],
+    shortcut: Tensor | None,
+    shortcut_norm: list[Tensor],
+    *_: Any,
 ) -> None:
-    _require_one_device(map, *norm, shortcut, *shortcut_norm)
+    _require_one_device(output, map, *norm, *([] if shortcut is None else [shortcut]), *shortcut_norm)
+
+
+def _batch_statistics_shape(
+    map: Tensor, running_mean: Tensor, running_variance: Tensor, momentum: float
+) -> tuple[Tensor, Tensor]:
+    _require_one_device(map, running_mean, running_variance)
+    return map.new_empty(map.shape[1]), map.new_empty(map.shape[1])
 
 
 def _require_one_device(*tensors: Tensor) -> None:
@@ -148,7 +160,8 @@ def _register(library: torch.library.Library) -> None:
     torch.library.register_fake('ddf::dynamic_filter', _dynamic_filter_shape, lib=library)
     torch.library.register_fake('ddf::dynamic_filter_predictions', _predictions_shape, lib=library)
     torch.library.register_fake('ddf::dynamic_filter_gradients', _dynamic_filter_gradients_shape, lib=library)
-    torch.library.register_fake('ddf::add_residual_', _add_residual_shape, lib=library)
+    torch.library.register_fake('ddf::normalized_sum_', _normalized_sum_shape, lib=library)
+    torch.library.register_fake('ddf::batch_statistics_', _batch_statistics_shape, lib=library)
     for device_type, dispatch_key in (('cpu', 'AutocastCPU'), ('cuda', 'AutocastCUDA'), ('mps', 'AutocastMPS')):
         library.impl('forward', _autocast(device_type), dispatch_key)
     derivatives.register(library)

@@ -1,8 +1,8 @@
 """What surrounds the filters in a residual block, without the detours that torch takes on a CPU.
 
 BatchNorm, the sum with the shortcut and ReLU are three calls of torch, which read and write the largest map of a block
-seven times; in evaluation `torch.ops.ddf.add_residual_` does so three times. torch.compile makes one pass of the layers
-itself.
+seven times; in evaluation `torch.ops.ddf.normalized_sum_` does so three times. torch.compile makes one pass of the
+layers itself. `ddf.batch_norm` has the training.
 """
 
 from typing import Any
@@ -12,50 +12,60 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import guards
-from .branches import is_plain, is_pointwise
+from .batch_norm import train_rectified_sum
+from .guards import is_plain
+from .pointwise import is_pointwise, pointwise
 from .reference import memory_format_of
-from .schemas import add_residual_
+from .schemas import normalized_sum_
 
 
 def add_residual(
-    x: Tensor, norm: nn.Module, activation: nn.Module, shortcut: Tensor, downsample: nn.Module | None
+    x: Tensor, norm: Any, activation: nn.Module, shortcut: Tensor, downsample: nn.Module | None
 ) -> Tensor | None:
-    """activation(norm(x) + downsample(shortcut)), written over x, (B, C, H, W); needs gradients to be off.
+    """activation(norm(x) + downsample(shortcut)) for x of (B, C, H, W), in evaluation without gradients or in training.
 
-    None, and x as it was, where the layers have to be called: in training, where there is no kernel, a tracer or a
-    transform looks on, the dtype is not float32 or float64, or a layer was replaced or hooked.
+    None where the layers have to be called: there is no kernel, gradients are wanted in evaluation, a tracer, a
+    transform or autocast looks on, the dtype is not float32 or float64, or a layer was replaced or hooked.
 
     Args:
-        x: What nobody else reads, such as the output of a convolution.
+        x: What nobody else reads, such as the output of a convolution: in evaluation it is written over.
         norm: A BatchNorm2d.
         activation: A ReLU.
         shortcut: The block's input.
         downsample: Layers through which the shortcut passes. A BatchNorm2d at the end of an nn.Sequential is part of
             the pass.
     """
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+    training = norm.training
+    if not guards.takes_eagerly(x, activation, training):
         return None
-    if not (is_plain(activation, nn.ReLU) and guards.takes(x, with_gradients=False)):
+    values = guards.norm_values(norm, x, training)
+    if values is None:
         return None
-    values = guards.norm_values(norm, x.shape[1])
-    if values is None or not guards.are_like(x, values):
-        return None
-    shortcut, shortcut_values, shortcut_eps = _before_last_norm(x, shortcut, downsample)
-    shortcut = shortcut.expand_as(x).contiguous(memory_format=memory_format_of(x))
-    add_residual_(x, values, shortcut, shortcut_values, norm.eps, shortcut_eps)
+    shortcut, shortcut_norm = _before_last_norm(x, shortcut, downsample, training)
+    if shortcut.shape != x.shape:
+        if shortcut_norm is not None:
+            shortcut, shortcut_norm = shortcut_norm(shortcut), None
+        shortcut = shortcut.expand_as(x)
+    shortcut = shortcut.contiguous(memory_format=memory_format_of(x))
+    if training:
+        return train_rectified_sum(x, norm, shortcut, shortcut_norm)
+    shortcut_values = [] if shortcut_norm is None else guards.norm_values(shortcut_norm, x)
+    eps = 0.0 if shortcut_norm is None else shortcut_norm.eps
+    normalized_sum_(x, x, values, shortcut, shortcut_values, norm.eps, eps)
     return x
 
 
-def _before_last_norm(x: Tensor, shortcut: Tensor, downsample: Any) -> tuple[Tensor, list[Any], float]:
-    """The shortcut behind its layers but a norm at their end, with that norm's values and eps; [] without one."""
+def _before_last_norm(
+    x: Tensor, shortcut: Tensor, downsample: Any, training: bool
+) -> tuple[Tensor, nn.BatchNorm2d | None]:
+    """The shortcut behind its layers but a norm at their end, and that norm."""
     if downsample is None:
-        return shortcut, [], 0.0
+        return shortcut, None
     if is_plain(downsample, nn.Sequential) and len(downsample) > 0:
         *layers, last = downsample
-        values = guards.norm_values(last, x.shape[1])
-        if values is not None and guards.are_like(x, values):
-            return _through(layers, shortcut), values, last.eps
-    return downsampled(shortcut, downsample), [], 0.0
+        if guards.norm_values(last, x, training) is not None:
+            return _through(layers, shortcut), last
+    return downsampled(shortcut, downsample), None
 
 
 def downsampled(x: Tensor, downsample: Any) -> Tensor:
@@ -78,7 +88,7 @@ def _through(layers: list[Any], x: Tensor) -> Tensor:
         rows, columns = convolution.stride
         x = F.conv2d(x[:, :, ::rows, ::columns].contiguous(), convolution.weight, convolution.bias)
     for layer in layers:
-        x = layer(x)
+        x = pointwise(x, layer)
     return x
 
 

@@ -1,7 +1,7 @@
 """Names and signatures of the operators `torch.ops.ddf.*`.
 
 What the first three do says `ddf.operators`, what the `dynamic_filter*` do `ddf.fused` and `ddf.fused_training`,
-`add_residual_` `ddf.residual`.
+the last two `ddf.batch_norm`.
 
 The same in every operator with filters: dilation and stride in pixels, head, kernel_combine 'mul' or 'add', and
 norm_gain: None, or the scale to which the spatial filter, then raw logits, is normalised over its taps.
@@ -34,8 +34,12 @@ if library is not None:
         f'-> ({", ".join(["Tensor"] * 8)})'
     )
     library.define(
-        'add_residual_(Tensor(a!) map, Tensor[] norm, Tensor shortcut, Tensor[] shortcut_norm, float eps, '
-        'float shortcut_eps) -> ()'
+        'normalized_sum_(Tensor(a!) output, Tensor map, Tensor[] norm, Tensor? shortcut, Tensor[] shortcut_norm, '
+        'float eps, float shortcut_eps) -> ()'
+    )
+    library.define(
+        'batch_statistics_(Tensor map, Tensor(a!) running_mean, Tensor(b!) running_variance, float momentum) '
+        '-> (Tensor, Tensor)'
     )
 
 forward = torch.ops.ddf.forward.default
@@ -44,4 +48,5 @@ filter_gradients = torch.ops.ddf.filter_gradients.default
 dynamic_filter = torch.ops.ddf.dynamic_filter.default
 dynamic_filter_predictions = torch.ops.ddf.dynamic_filter_predictions.default
 dynamic_filter_gradients = torch.ops.ddf.dynamic_filter_gradients.default
-add_residual_ = torch.ops.ddf.add_residual_.default
+normalized_sum_ = torch.ops.ddf.normalized_sum_.default
+batch_statistics_ = torch.ops.ddf.batch_statistics_.default

@@ -5,10 +5,10 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "batch_norm.h"
 #include "cpu/kernels.h"
 #include "dynamic_filter.h"
 #include "operators.h"
-#include "residual.h"
 
 #ifndef DDF_BUILD_STAMP
 #error "compile with `python -m ddf build`, which defines DDF_BUILD_STAMP"
@@ -53,7 +53,8 @@ struct Cpu {
   void dynamic_filter_gradients(Call& call, const Branches& branches, const WeightGradients& to) const {
     kernels.dynamic_filter_gradients(on_threads(call), branches, to);
   }
-  void add_residual(Call& call, const Residual& residual) const { kernels.add_residual(on_threads(call), residual); }
+  void normalized_sum(Call& call, const NormalizedSum& sum) const { kernels.normalized_sum(on_threads(call), sum); }
+  void batch_statistics(Call& call, const Statistics& to) const { kernels.batch_statistics(on_threads(call), to); }
 
  private:
   static const Call& on_threads(Call& call) {
@@ -77,5 +78,6 @@ STABLE_TORCH_LIBRARY_IMPL(ddf, CPU, m) {
   m.impl("dynamic_filter", TORCH_BOX(&ddf::dynamic_filter<ddf::Cpu>));
   m.impl("dynamic_filter_predictions", TORCH_BOX(&ddf::dynamic_filter_predictions<ddf::Cpu>));
   m.impl("dynamic_filter_gradients", TORCH_BOX(&ddf::dynamic_filter_gradients<ddf::Cpu>));
-  m.impl("add_residual_", TORCH_BOX(&ddf::add_residual<ddf::Cpu>));
+  m.impl("normalized_sum_", TORCH_BOX(&ddf::normalized_sum<ddf::Cpu>));
+  m.impl("batch_statistics_", TORCH_BOX(&ddf::batch_statistics<ddf::Cpu>));
 }

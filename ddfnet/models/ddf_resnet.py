@@ -17,8 +17,12 @@ from timm.models.resnet import Bottleneck, ResNet
 from torch import Tensor, nn
 
 from ddf import DDFPack
-from ddf.branches import is_plain
+from ddf.batch_norm import rectified
+from ddf.guards import is_plain
+from ddf.pointwise import pointwise
 from ddf.residual import add_residual, downsampled
+
+from .max_pool import MaxPool2d
 
 register_notrace_module(DDFPack)  # what it calls depends on its input
 
@@ -70,11 +74,13 @@ class DDFBottleneck(Bottleneck):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """That of timm's Bottleneck; in evaluation on a CPU the filters and the layers around them are one call, and
-        so is what follows the last convolution."""
+        """That of timm's Bottleneck. In evaluation on a CPU the filters and the layers around them are one call; so is
+        what follows the last convolution, there and in training. Convolutions of large maps are matrix products."""
         shortcut = x
-        x = self.conv3(self.aa(self._filtered(self.conv1(x))))  # type: ignore[misc]
-        if not torch.jit.is_scripting():
+        if torch.jit.is_scripting():
+            x = self.conv3(self.aa(self._filtered(self.conv1(x))))  # type: ignore[misc]
+        else:  # not compiled by TorchScript
+            x = pointwise(self.aa(self._filtered(pointwise(x, self.conv1))), self.conv3)  # type: ignore[misc]
             output = self._add_in_one_call(x, shortcut)
             if output is not None:
                 return output
@@ -96,24 +102,37 @@ class DDFBottleneck(Bottleneck):
 
     def _filtered(self, x: Tensor) -> Tensor:
         """What follows the first convolution, up to the activation behind the filters."""
-        if not torch.jit.is_scripting():
-            output = self._filtered_in_one_call(x)
+        if torch.jit.is_scripting():
+            x = self.conv2(self.act1(self.bn1(x)))
+            return self.act2(self.drop_block(self.bn2(x)))
+        else:  # not compiled by TorchScript
+            return self._filtered_in_few_calls(x)
+
+    def _filtered_in_few_calls(self, x: Tensor) -> Tensor:
+        filters: Any = self.conv2
+        has_drop_block = not is_plain(self.drop_block, nn.Identity)
+        if is_plain(filters, DDFPack) and not has_drop_block:
+            output = filters.in_one_call(x, (self.bn1, self.act1), (self.bn2, self.act2))
             if output is not None:
                 return output
-        x = self.conv2(self.act1(self.bn1(x)))
-        return self.act2(self.drop_block(self.bn2(x)))
-
-    def _filtered_in_one_call(self, x: Tensor) -> Tensor | None:
-        filters: Any = self.conv2
-        if not (is_plain(filters, DDFPack) and is_plain(self.drop_block, nn.Identity)):
-            return None
-        return filters.in_one_call(x, (self.bn1, self.act1), (self.bn2, self.act2))
+        x = filters(rectified(x, self.bn1, self.act1))
+        return self.act2(self.drop_block(self.bn2(x))) if has_drop_block else rectified(x, self.bn2, self.act2)
 
     def _add_in_one_call(self, x: Tensor, shortcut: Tensor) -> Tensor | None:
         drops = self.drop_path is not None and (self.drop_path.training or not is_plain(self.drop_path, DropPath))
         if self.se is not None or drops or not is_plain(self.conv3, nn.Conv2d):
             return None
         return add_residual(x, self.bn3, self.act3, shortcut, self.downsample)
+
+
+class DDFResNet(ResNet):
+    """timm's ResNet, whose stem pools faster on a CPU."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        pool: Any = self.maxpool
+        if is_plain(pool, nn.MaxPool2d):
+            self.maxpool: Any = MaxPool2d.like(pool)
 
 
 def _cfg(**kwargs: Any) -> dict[str, Any]:
@@ -144,7 +163,7 @@ def _create(variant: str, pretrained: bool, block_args: Mapping[str, Any] | None
     settings = {} if block_args is None else block_args
     _check_block_args(settings)
     return build_model_with_cfg(
-        ResNet,
+        DDFResNet,
         variant,
         pretrained,
         block=DDFBottleneck,

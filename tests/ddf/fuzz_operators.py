@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
+from fuzz_batch_norm import compare_norms, random_norm_call
 from fuzz_branches import compare_branches, random_branches_call
-from fuzz_residual import compare_residual, random_residual_call
 from guarded_memory import allocated, ending_at_a_page, guarded
 from layouts import LAYOUTS, laid_out
 from torch import Tensor
@@ -25,7 +25,7 @@ from torch import Tensor
 import ddf
 from ddf import check, reference
 
-OTHERS = (random_branches_call, random_residual_call), (compare_branches, compare_residual)
+OTHERS = (random_branches_call, random_norm_call), (compare_branches, compare_norms)
 OPERATORS = ('forward', 'input_gradient', 'filter_gradients')
 NAMES = ('grad_output', 'input', 'channel_filter', 'spatial_filter')
 

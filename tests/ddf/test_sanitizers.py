@@ -15,7 +15,7 @@ from ddf import build
 from . import packages
 
 HERE = Path(__file__).parent
-FILES = ('fuzz_operators.py', 'fuzz_branches.py', 'fuzz_residual.py', 'guarded_memory.py', 'layouts.py')
+FILES = ('fuzz_operators.py', 'fuzz_branches.py', 'fuzz_batch_norm.py', 'guarded_memory.py', 'layouts.py')
 OPTIONS = {
     'ASAN_OPTIONS': 'detect_leaks=0:symbolize=0:allocator_may_return_null=1',
     'UBSAN_OPTIONS': 'print_stacktrace=1',

@@ -130,15 +130,16 @@ def test_channels_last_equals_contiguous():
 @pytest.mark.parametrize(
     'layer', ['bn1', 'act1', 'conv2', 'bn2', 'drop_block', 'act2', 'conv3', 'bn3', 'downsample', 'act3']
 )
-def test_every_layer_of_a_block_is_called_where_it_is_hooked(layer):
-    """In evaluation they are one call of the library otherwise."""
+@pytest.mark.parametrize('training', [False, True])
+def test_every_layer_of_a_block_is_called_where_it_is_hooked(training, layer):
+    """Some are one call of the library otherwise."""
     torch.manual_seed(0)
     model = timm.create_model('ddf_mul_resnet26').train()
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         for _ in range(2):
             model(x)  # so that the statistics of every norm are its own
-        expected = model.eval()(x)
+        expected = model.train(training)(x)
         seen = []
         getattr(model.layer2[0], layer).register_forward_hook(lambda *_: seen.append(layer))
         output = model(x)

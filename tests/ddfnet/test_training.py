@@ -203,7 +203,7 @@ def test_checkpoint_of_another_model(run_command, tmp_path, capsys):
     path = tmp_path / 'other.pth'
     torch.save(timm.create_model('resnet18', num_classes=10, in_chans=1).state_dict(), path)
     assert run_command(validation.main, '--dataset', 'digits', *TINY_MODEL, '--checkpoint', path) == 2
-    assert 'do not fit model ResNet' in capsys.readouterr().err
+    assert 'do not fit model DDFResNet' in capsys.readouterr().err
 
 
 def test_checkpoint_with_a_namespace_opens(run_command, tmp_path, capsys):

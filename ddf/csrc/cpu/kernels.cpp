@@ -1,12 +1,12 @@
 // The kernels of one instruction set; compiled once for each, free of torch.
 #include "kernels.h"
 
+#include "batch_norm.h"
 #include "capability.h"
 #include "pixels_filter_gradients.h"
 #include "pixels_gather.h"
 #include "planes_filter_gradients.h"
 #include "planes_gather.h"
-#include "residual.h"
 #include "row_tiles_gather.h"
 #include "strided_rows_gather.h"
 #include "transposed.h"
@@ -99,19 +99,26 @@ void dynamic_filter_gradients(const Call& call, const Branches& branches, const 
   DDF_NAMED(dynamic_filter_gradients_, DDF_CPU_CAPABILITY)(call, branches, to, input_gradient, filter_gradients);
 }
 
-void add_residual(const Call& call, const Residual& residual) {
-  if (call.dtype == Dtype::float64) {
-    add_residual<double>(call, residual);
-  } else {
-    add_residual<float>(call, residual);
-  }
+// Of float32 and float64 only.
+template <typename Body>
+void dispatch_wide(const Call& call, const Body& body) {
+  if (call.dtype == Dtype::float64) return body(double{});
+  body(float{});
+}
+
+void normalized_sum(const Call& call, const NormalizedSum& sum) {
+  dispatch_wide(call, [&]<typename A>(A) { normalized_sum<A>(call, sum); });
+}
+
+void batch_statistics(const Call& call, const Statistics& to) {
+  dispatch_wide(call, [&]<typename A>(A) { batch_statistics<A>(call, to); });
 }
 
 }  // namespace
 
 Kernels DDF_NAMED(kernels_, DDF_CPU_CAPABILITY)() {
-  return {DDF_TEXT(DDF_CPU_CAPABILITY), forward,     input_gradient, filter_gradients, dynamic_filter,
-          dynamic_filter_gradients,     add_residual};
+  return {DDF_TEXT(DDF_CPU_CAPABILITY), forward,        input_gradient,  filter_gradients, dynamic_filter,
+          dynamic_filter_gradients,     normalized_sum, batch_statistics};
 }
 
 }  // namespace ddf

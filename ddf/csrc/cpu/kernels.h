@@ -15,7 +15,8 @@ struct Kernels {
   Kernel filter_gradients;                               // writes grad_channel (contiguous) and grad_spatial
   void (*dynamic_filter)(const Call&, const Branches&);  // writes output, with filters that the branches predict
   void (*dynamic_filter_gradients)(const Call&, const Branches&, const WeightGradients&);  // writes grad_input, too
-  void (*add_residual)(const Call&, const Residual&);                                      // overwrites output
+  void (*normalized_sum)(const Call&, const NormalizedSum&);                               // writes output
+  void (*batch_statistics)(const Call&, const Statistics&);
 };
 
 Kernels kernels_default();

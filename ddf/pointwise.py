@@ -1,0 +1,76 @@
+"""1x1 convolutions as the matrix products that they are, where torch's convolutions take a detour on a CPU: they pass a
+contiguous map through a layout of their own, which costs more than a product with few weights."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import guards
+from .guards import is_plain
+
+_LARGE = 28 * 28  # pixels of an image; from here on products were faster for the layers of a ResNet-50
+
+
+def pointwise(x: Tensor, convolution: nn.Module) -> Tensor:
+    """What a layer gives for x, (B, C, H, W): by a product for each image where it is a 1x1 convolution of large
+    contiguous maps; else the layer is called, as it is wherever that shows."""
+    if _gains_from_products(x, convolution):
+        return _product(x, convolution)
+    return convolution(x)
+
+
+def _gains_from_products(x: Tensor, convolution: Any) -> bool:
+    return (
+        guards.takes(x, with_gradients=True)
+        and x.is_contiguous()
+        and x.shape[0] > 1  # torch takes the product for one image
+        and x.shape[2] * x.shape[3] >= _LARGE
+        and is_plain(convolution, nn.Conv2d)
+        and is_pointwise(convolution)
+        and convolution.stride == (1, 1)
+        and x.shape[1] == convolution.in_channels
+        and guards.are_like(x, [convolution.weight])
+    )
+
+
+def to_few_channels(x: Tensor, convolution: Any) -> Tensor:
+    """What a 1x1 convolution gives for x, (B, C, H, W), by products in any layout: eager, on a CPU. With a stride
+    torch's takes the detour with the gradient of a contiguous map, too."""
+    if not (
+        x.device.type == 'cpu'
+        and x.dtype in (torch.float32, torch.float64)
+        and not torch.is_autocast_enabled('cpu')
+        and not torch.compiler.is_compiling()
+        and is_plain(convolution, nn.Conv2d)
+        and is_pointwise(convolution)
+        and convolution.bias is not None
+        and (convolution.stride == (1, 1) or x.is_contiguous())
+    ):
+        return convolution(x)
+    if x.is_contiguous():
+        return _product(x, convolution)
+    return linear(x.permute(0, 2, 3, 1), convolution).permute(0, 3, 1, 2)
+
+
+def _product(x: Tensor, convolution: Any) -> Tensor:
+    rows, columns = convolution.stride
+    pixels = x[:, :, ::rows, ::columns]
+    batch, _, height, width = pixels.shape
+    weight = convolution.weight.flatten(1).expand(batch, -1, -1)  # (B, out_channels, C)
+    if convolution.bias is None:
+        output = torch.bmm(weight, pixels.flatten(2))
+    else:
+        output = torch.baddbmm(convolution.bias[:, None], weight, pixels.flatten(2))  # (B, out_channels, Ho * Wo)
+    return output.view(batch, convolution.out_channels, height, width)
+
+
+def is_pointwise(layer: Any) -> bool:
+    """Whether a convolution is 1x1 and neither padded nor grouped."""
+    return (layer.kernel_size, layer.padding, layer.groups) == ((1, 1), (0, 0), 1)
+
+
+def linear(vector: Tensor, convolution: Any) -> Tensor:
+    """A 1x1 convolution of (..., C)."""
+    return F.linear(vector, convolution.weight.flatten(1), convolution.bias)

@@ -1,0 +1,79 @@
+"""Random calls of the operators around the filters: `normalized_sum_` and `batch_statistics_`."""
+
+import random
+from dataclasses import dataclass
+
+import torch
+from fuzz_branches import EPS, normalized
+from guarded_memory import guarded
+from layouts import LAYOUTS, laid_out
+from torch import Tensor
+
+from ddf import check, reference
+
+
+@dataclass(frozen=True)
+class NormCall:
+    """A map, where its sum goes, its norm, a shortcut or None, that one's norm or [], and running mean and variance."""
+
+    map: Tensor
+    output: Tensor
+    norm: list[Tensor]
+    shortcut: Tensor | None
+    shortcut_norm: list[Tensor]
+    running: list[Tensor]
+    label: str
+
+    def guarded(self) -> 'NormCall':
+        maps = guarded(self.map), guarded(self.output), None if self.shortcut is None else guarded(self.shortcut)
+        values = (list(map(guarded, values)) for values in (self.norm, self.shortcut_norm, self.running))
+        return NormCall(*maps[:2], next(values), maps[2], *values, self.label)
+
+
+def random_norm_call(choose: random.Random) -> NormCall:
+    batch, channels = choose.choice([1, 2, 3, 9]), choose.choice([1, 2, 3, 7, 8, 16, 17, 33])
+    height, width = (choose.choice([1, 2, 3, 5, 7, 8, 13, 16, 17, 31]) for _ in range(2))
+    dtype, layout = choose.choice([torch.float32, torch.float64]), choose.choice(LAYOUTS[:3])
+    source, output, shortcut = (
+        laid_out(torch.randn(batch, channels, height, width).to(dtype), layout, choose) for _ in range(3)
+    )
+    norm, shortcut_norm, running = ([torch.rand(channels).to(dtype) + 0.5 for _ in range(n)] for n in (4, 4, 2))
+    added = choose.choice(['', 'shortcut', 'normalized shortcut'])
+    label = f'{dtype} {tuple(source.shape)} {layout} {added}'
+    if not added:
+        shortcut = None
+    if added != 'normalized shortcut':
+        shortcut_norm = []
+    return NormCall(source, output, norm, shortcut, shortcut_norm, running, label)
+
+
+def compare_norms(call: NormCall) -> None:
+    exact = normalized(call.map.double(), call.norm, EPS[0])
+    if call.shortcut is not None:
+        exact += normalized(call.shortcut.double(), call.shortcut_norm, EPS[1])
+    arguments = call.map, call.norm, call.shortcut, call.shortcut_norm, *EPS
+    torch.ops.ddf.normalized_sum_(call.output, *arguments)
+    compare(call, 'sum', call.output, exact.relu())
+    if call.map.is_contiguous():
+        compare_statistics(call)
+    torch.ops.ddf.normalized_sum_(*arguments[:1], *arguments)
+    compare(call, 'sum in place', call.map, exact.relu())
+
+
+def compare_statistics(call: NormCall) -> None:
+    count, momentum = call.map.numel() // call.map.shape[1], 0.3
+    given = [values.clone().double() for values in call.running]
+    found = torch.ops.ddf.batch_statistics_(call.map, *call.running, momentum)
+    variance, mean = torch.var_mean(call.map.double(), (0, 2, 3), correction=0)
+    compare(call, 'mean', found[0], mean)
+    compare(call, 'variance', found[1], variance)
+    if count > 1:
+        compare(call, 'running mean', call.running[0], given[0].lerp(mean, momentum))
+        compare(call, 'running variance', call.running[1], given[1].lerp(variance * count / (count - 1), momentum))
+
+
+def compare(call: NormCall, name: str, result: Tensor, exact: Tensor) -> None:
+    memory_format = reference.memory_format_of(call.map) if result.dim() == 4 else torch.contiguous_format
+    error = check.error(result, exact, result.dtype, memory_format)
+    if error > 10 * check.tolerance(result.dtype):
+        raise SystemExit(f'error {error} of {name} in {call.label}')

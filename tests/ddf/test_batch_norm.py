@@ -1,0 +1,242 @@
+"""BatchNorm in training with its ReLU: equal to the layers, and left to these wherever more is asked."""
+
+import copy
+from unittest import mock
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd import forward_ad
+from torch.utils.checkpoint import checkpoint
+
+from ddf import batch_norm
+from ddf.batch_norm import rectified, train_rectified_sum
+
+pytestmark = pytest.mark.usefixtures('compiled_cpu_kernels', 'random_numbers')
+TOLERANCES = {torch.float32: 3e-5, torch.float64: 1e-13}
+
+
+@pytest.fixture
+def calls():
+    """An entry for each call that took the place of layers."""
+    seen = []
+
+    def call(*arguments):
+        seen.append(arguments)
+        return train_rectified_sum(*arguments)
+
+    with mock.patch.object(batch_norm, 'train_rectified_sum', call):
+        yield seen
+
+
+def norm_of(channels, **settings):
+    norm = nn.BatchNorm2d(channels, **settings)
+    for values in (*norm.parameters(), norm.running_mean):
+        nn.init.normal_(values)
+    return norm
+
+
+def output_and_gradients(x, norm, activation, function):
+    x = x.detach().requires_grad_()
+    output = function(x, norm, activation)
+    weights = torch.linspace(-1, 1, output.numel(), dtype=x.dtype).view_as(output)
+    return output, *torch.autograd.grad(output, (x, *norm.parameters()), weights)
+
+
+def by_layers(x, norm, activation):
+    return activation(norm(x))
+
+
+@pytest.mark.parametrize('dtype', TOLERANCES, ids=str)
+@pytest.mark.parametrize('shape', [(2, 8, 5, 6), (3, 19, 7, 7), (1, 64, 33, 24), (8, 3, 64, 65), (5, 6, 1, 1)], ids=str)
+def test_equals_the_layers(calls, shape, dtype):
+    norm = norm_of(shape[1], eps=1e-3, momentum=0.3).to(dtype)
+    others = copy.deepcopy(norm)
+    x = torch.randn(shape, dtype=dtype)
+    for _ in range(2):
+        results = output_and_gradients(x, norm, nn.ReLU(), rectified)
+        expected = output_and_gradients(x, others, nn.ReLU(), by_layers)
+    assert len(calls) == 2
+    for result, exact in zip([*results, *norm.buffers()], [*expected, *others.buffers()], strict=True):
+        assert result.shape == exact.shape
+        assert (result - exact).abs().max() <= TOLERANCES[dtype] * exact.abs().max()
+
+
+@pytest.mark.parametrize('offset', [0, 1e3, 1e6])
+def test_statistics_are_as_exact_as_torchs(offset):
+    """The variance of values that are far from zero is a small difference of large sums, if it is taken so."""
+    x = torch.randn(8, 4, 112, 112) + offset
+    found, of_torch = ([*take(x, torch.zeros(4), torch.ones(4), 1.0)] for take in STATISTICS)
+    exact_variance, exact_mean = torch.var_mean(x.double(), (0, 2, 3), correction=0)
+    for ours, theirs, exact in zip(found, of_torch, (exact_mean, exact_variance), strict=True):
+        error, tolerated = ((values - exact).abs().max() / exact.abs().max() for values in (ours, theirs))
+        assert error <= max(2 * tolerated, 1e-6)
+
+
+STATISTICS = torch.ops.ddf.batch_statistics_, torch.batch_norm_update_stats
+
+
+def test_threads_change_no_bit():
+    x, threads = torch.randn(5, 33, 9, 11), torch.get_num_threads()
+    norm, results = norm_of(33), []
+    for count in (1, 2, 5):
+        torch.set_num_threads(count)
+        same = copy.deepcopy(norm)
+        results.append([rectified(x, same, nn.ReLU()), *same.buffers()])
+    torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(map(torch.equal, other, results[0]))
+
+
+def test_what_is_not_a_number_stays_in_its_channel():
+    norm, x = norm_of(8), torch.randn(2, 8, 5, 6)
+    x[1, 3, 2, 4] = float('nan')
+    assert rectified(x, norm, nn.ReLU()).isnan().any(dim=(0, 2, 3)).nonzero().tolist() == [[3]]
+    assert norm.running_mean.isnan().nonzero().tolist() == norm.running_var.isnan().nonzero().tolist() == [[3]]
+
+
+def test_parameters_that_are_frozen_have_no_gradient(calls):
+    norm, x = norm_of(4), torch.randn(2, 4, 5, 6, requires_grad=True)
+    norm.bias.requires_grad_(False)
+    rectified(x, norm, nn.ReLU()).sum().backward()
+    assert len(calls) == 1
+    assert norm.bias.grad is None
+    assert norm.weight.grad is not None
+    assert x.grad is not None
+
+
+def test_checkpointed():
+    norm, x = norm_of(4), torch.randn(2, 4, 5, 6)
+    expected = output_and_gradients(x, copy.deepcopy(norm), nn.ReLU(), rectified)
+    results = output_and_gradients(
+        x, norm, nn.ReLU(), lambda *arguments: checkpoint(rectified, *arguments, use_reentrant=False)
+    )
+    assert all(map(torch.equal, results, expected))
+
+
+def in_evaluation(norm, x):
+    rectified(x, norm.eval(), nn.ReLU())
+
+
+def averaging_all_batches(norm, x):
+    norm.momentum = None
+    rectified(x, norm, nn.ReLU())
+
+
+def one_value(norm, x):
+    with pytest.raises(ValueError, match='more than 1 value'):
+        rectified(x[:1, :, :1, :1], norm, nn.ReLU())
+
+
+def by_the_batch(norm, x):
+    rectified(x, nn.BatchNorm2d(8, track_running_stats=False), nn.ReLU())
+
+
+def without_weights(norm, x):
+    rectified(x, nn.BatchNorm2d(8, affine=False), nn.ReLU())
+
+
+def channels_last(norm, x):
+    rectified(x.to(memory_format=torch.channels_last), norm, nn.ReLU())
+
+
+def in_half_precision(norm, x):
+    rectified(x.bfloat16(), norm.bfloat16(), nn.ReLU())
+
+
+def with_statistics_of_other_dtype(norm, x):
+    rectified(x.bfloat16(), norm, nn.ReLU())
+
+
+def hooked(norm, x):
+    norm.register_forward_hook(lambda *_: None)
+    rectified(x, norm, nn.ReLU())
+
+
+def hooked_activation(norm, x):
+    activation = nn.ReLU()
+    activation.register_forward_hook(lambda *_: None)
+    rectified(x, norm, activation)
+
+
+def another_activation(norm, x):
+    rectified(x, norm, nn.SiLU())
+
+
+def another_norm(norm, x):
+    rectified(x, nn.SyncBatchNorm(8).eval(), nn.ReLU())
+
+
+def in_autocast(norm, x):
+    with torch.autocast('cpu', torch.bfloat16):
+        rectified(x, norm, nn.ReLU())
+
+
+def in_forward_mode(norm, x):
+    with forward_ad.dual_level():
+        rectified(forward_ad.make_dual(x, x), norm, nn.ReLU())
+
+
+def in_functional_gradients(norm, x):
+    with pytest.raises(RuntimeError, match='in-place'):  # as torch refuses its layer there
+        torch.func.grad(lambda x: rectified(x, norm, nn.ReLU()).sum())(x)
+
+
+def compiled(norm, x):
+    torch.compile(rectified, backend='eager', fullgraph=True)(x, norm, nn.ReLU())
+
+
+@pytest.mark.parametrize(
+    'use',
+    [
+        *(in_evaluation, averaging_all_batches, one_value, by_the_batch, without_weights, channels_last),
+        *(in_half_precision, with_statistics_of_other_dtype, hooked, hooked_activation, another_activation),
+        *(another_norm, in_autocast, in_forward_mode, in_functional_gradients, compiled),
+    ],
+    ids=lambda use: use.__name__,
+)
+def test_layers_serve_where_more_is_asked(calls, use):
+    norm, x = norm_of(8), torch.randn(2, 8, 5, 6)
+    rectified(x, copy.deepcopy(norm), nn.ReLU())
+    assert len(calls) == 1, 'or what follows would prove nothing'
+    use(norm, x)
+    assert len(calls) == 1
+
+
+def sum_arguments(**others):
+    norm, shape = [torch.rand(4)] * 4, (2, 4, 5, 6)
+    good = {'output': torch.randn(shape), 'map': torch.randn(shape), 'norm': norm, 'shortcut': torch.randn(shape)}
+    return *{**good, 'shortcut_norm': norm, **others}.values(), 1e-5, 1e-5
+
+
+@pytest.mark.parametrize('name', ['output', 'map', 'shortcut'])
+def test_sums_of_unlike_maps_are_refused(name):
+    torch.ops.ddf.normalized_sum_(*sum_arguments())
+    good = torch.randn(2, 4, 5, 6)
+    shapes = (2, 4, 5, 5), (1, 4, 5, 6), (2, 3, 5, 6), (2, 4, 5), (0, 4, 5, 6), (2, 4, 6, 5)
+    layouts = good.mT.contiguous().mT, good.to(memory_format=torch.channels_last)
+    for wrong in (*map(torch.randn, shapes), *layouts, good.double(), good.half(), good.to('meta')):
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            torch.ops.ddf.normalized_sum_(*sum_arguments(**{name: wrong}))
+
+
+def test_wrong_values_of_norms_are_refused():
+    wrong = [torch.rand(4)] * 3, [torch.rand(5)] * 4, [torch.rand(4).double()] * 4, [torch.rand(8)[::2]] * 4
+    for name in ('norm', 'shortcut_norm'):
+        for values in wrong:
+            with pytest.raises(RuntimeError, match='norm'):
+                torch.ops.ddf.normalized_sum_(*sum_arguments(**{name: values}))
+    with pytest.raises(RuntimeError, match='norm'):
+        torch.ops.ddf.normalized_sum_(*sum_arguments(norm=[]))
+
+
+def test_statistics_of_wrong_tensors_are_refused():
+    x, good = torch.randn(2, 4, 5, 6), torch.rand(4)
+    torch.ops.ddf.batch_statistics_(x, good, good.clone(), 0.1)
+    for wrong in (torch.rand(5), torch.rand(4).double(), torch.rand(8)[::2], good.to('meta')):
+        for running in ((wrong, good), (good, wrong)):
+            with pytest.raises(RuntimeError):
+                torch.ops.ddf.batch_statistics_(x, *running, 0.1)
+    for map in (x.to(memory_format=torch.channels_last), x[:0], x.mT, x.half(), x[0], x.to('meta')):
+        with pytest.raises(RuntimeError):
+            torch.ops.ddf.batch_statistics_(map, good, good, 0.1)
