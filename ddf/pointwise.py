@@ -22,16 +22,19 @@ def pointwise(x: Tensor, convolution: nn.Module) -> Tensor:
 
 
 def _gains_from_products(x: Tensor, convolution: Any) -> bool:
+    if type(x) is not Tensor or torch.compiler.is_compiling() or x.dim() != 4:
+        return False
+    batch, channels, height, width = x.shape
     return (
-        guards.takes(x, with_gradients=True)
+        batch > 1  # torch takes the product for one image
+        and height * width >= _LARGE
         and x.is_contiguous()
-        and x.shape[0] > 1  # torch takes the product for one image
-        and x.shape[2] * x.shape[3] >= _LARGE
         and is_plain(convolution, nn.Conv2d)
         and is_pointwise(convolution)
         and convolution.stride == (1, 1)
-        and x.shape[1] == convolution.in_channels
+        and convolution.in_channels == channels
         and guards.are_like(x, [convolution.weight])
+        and guards.takes(x, with_gradients=True)
     )
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 LAYOUTS = pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last], ids=str)
 
@@ -17,3 +18,22 @@ PACKS = [
     ((4, 20, 1, 1), {'se_ratio': 1}),
     ((2, 16, 3, 28), {'stride': 40}),
 ]
+
+
+def output_and_gradients(function, x, parameters=()):
+    """What a function gives for x, and the gradients of x and of parameters for some weights of the output."""
+    x = x.detach().requires_grad_()
+    output = function(x)
+    weights = torch.linspace(-1, 1, output.numel(), dtype=x.dtype).view_as(output)
+    return output, *torch.autograd.grad(output, [x, *parameters], weights)
+
+
+def downsample_conv(in_channels, out_channels, stride=1, kernel_size=1):
+    """The shortcut of timm's ResNets."""
+    convolution = nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(out_channels))
+
+
+def downsample_avg(in_channels, out_channels):
+    """That of its other ResNets, at stride 2."""
+    return nn.Sequential(nn.AvgPool2d(2, ceil_mode=True), *downsample_conv(in_channels, out_channels))

@@ -12,6 +12,8 @@ from torch.utils.checkpoint import checkpoint
 from ddf import batch_norm
 from ddf.batch_norm import rectified, train_rectified_sum
 
+from .module_cases import output_and_gradients
+
 pytestmark = pytest.mark.usefixtures('compiled_cpu_kernels', 'random_numbers')
 TOLERANCES = {torch.float32: 3e-5, torch.float64: 1e-13}
 
@@ -36,17 +38,6 @@ def norm_of(channels, **settings):
     return norm
 
 
-def output_and_gradients(x, norm, activation, function):
-    x = x.detach().requires_grad_()
-    output = function(x, norm, activation)
-    weights = torch.linspace(-1, 1, output.numel(), dtype=x.dtype).view_as(output)
-    return output, *torch.autograd.grad(output, (x, *norm.parameters()), weights)
-
-
-def by_layers(x, norm, activation):
-    return activation(norm(x))
-
-
 @pytest.mark.parametrize('dtype', TOLERANCES, ids=str)
 @pytest.mark.parametrize('shape', [(2, 8, 5, 6), (3, 19, 7, 7), (1, 64, 33, 24), (8, 3, 64, 65), (5, 6, 1, 1)], ids=str)
 def test_equals_the_layers(calls, shape, dtype):
@@ -54,8 +45,8 @@ def test_equals_the_layers(calls, shape, dtype):
     others = copy.deepcopy(norm)
     x = torch.randn(shape, dtype=dtype)
     for _ in range(2):
-        results = output_and_gradients(x, norm, nn.ReLU(), rectified)
-        expected = output_and_gradients(x, others, nn.ReLU(), by_layers)
+        results = output_and_gradients(lambda x: rectified(x, norm, nn.ReLU()), x, norm.parameters())
+        expected = output_and_gradients(nn.Sequential(others, nn.ReLU()), x, others.parameters())
     assert len(calls) == 2
     for result, exact in zip([*results, *norm.buffers()], [*expected, *others.buffers()], strict=True):
         assert result.shape == exact.shape
@@ -107,9 +98,9 @@ def test_parameters_that_are_frozen_have_no_gradient(calls):
 
 def test_checkpointed():
     norm, x = norm_of(4), torch.randn(2, 4, 5, 6)
-    expected = output_and_gradients(x, copy.deepcopy(norm), nn.ReLU(), rectified)
+    expected = output_and_gradients(lambda x: rectified(x, norm, nn.ReLU()), x, norm.parameters())
     results = output_and_gradients(
-        x, norm, nn.ReLU(), lambda *arguments: checkpoint(rectified, *arguments, use_reentrant=False)
+        lambda x: checkpoint(rectified, x, norm, nn.ReLU(), use_reentrant=False), x, norm.parameters()
     )
     assert all(map(torch.equal, results, expected))
 

@@ -4,24 +4,13 @@ import copy
 
 import pytest
 import torch
-from timm.models.resnet import downsample_avg, downsample_conv
 from torch import nn
 
 from ddf.residual import downsampled
 
+from .module_cases import downsample_avg, downsample_conv, output_and_gradients
+
 CONTIGUOUS = torch.contiguous_format
-
-
-def gradients(layers, x, function):
-    """Output, gradient of the map and gradients of the parameters."""
-    x = x.detach().requires_grad_()
-    output = function(x, layers)
-    grad_output = torch.linspace(-1, 1, output.numel(), dtype=x.dtype).view_as(output)
-    return output, *torch.autograd.grad(output, [x, *layers.parameters()], grad_output)
-
-
-def by_layers(x, layers):
-    return layers(x)
 
 
 @pytest.mark.parametrize('memory_format', [CONTIGUOUS, torch.channels_last], ids=str)
@@ -29,11 +18,11 @@ def by_layers(x, layers):
 @pytest.mark.parametrize('stride', [1, 2, 3])
 def test_equals_the_layers(stride, size, memory_format):
     torch.manual_seed(0)
-    layers = downsample_conv(4, 6, 1, stride).double()
+    layers = downsample_conv(4, 6, stride).double()
     x = torch.randn(3, 4, *size, dtype=torch.float64).to(memory_format=memory_format)
     others = copy.deepcopy(layers)
-    results = gradients(layers, x, downsampled)
-    for result, expected in zip(results, gradients(others, x, by_layers), strict=True):
+    results = output_and_gradients(lambda x: downsampled(x, layers), x, layers.parameters())
+    for result, expected in zip(results, output_and_gradients(others, x, others.parameters()), strict=True):
         torch.testing.assert_close(result, expected)
     torch.testing.assert_close(layers.state_dict(), others.state_dict())
 
@@ -54,8 +43,8 @@ def test_stride_of_the_convolution(memory_format, in_autocast, expected):
 @pytest.mark.parametrize(
     'layers',
     [
-        downsample_conv(4, 6, 3, 2),
-        downsample_avg(4, 6, 1, 2),
+        downsample_conv(4, 6, 2, 3),
+        downsample_avg(4, 6),
         nn.Sequential(nn.Conv2d(4, 6, 1, 2, padding=1)),
         nn.Sequential(nn.Conv2d(4, 6, 1, 2, groups=2), nn.BatchNorm2d(6)),
         nn.Sequential(),
@@ -70,14 +59,14 @@ def test_other_layers_are_called(layers):
 
 @pytest.mark.parametrize('name', ['0', '1', ''], ids=['convolution', 'norm', 'shortcut'])
 def test_hooked_layers_are_called(name):
-    layers, x, seen = downsample_conv(4, 6, 1, 2), torch.randn(2, 4, 6, 6, requires_grad=True), []
+    layers, x, seen = downsample_conv(4, 6, 2), torch.randn(2, 4, 6, 6, requires_grad=True), []
     layers.get_submodule(name).register_forward_hook(lambda *_: seen.append(name))
     downsampled(x, layers)
     assert seen == [name]
 
 
 def test_hook_of_all_modules_sees_every_layer():
-    layers, x, seen = downsample_conv(4, 6, 1, 2), torch.randn(2, 4, 6, 6, requires_grad=True), []
+    layers, x, seen = downsample_conv(4, 6, 2), torch.randn(2, 4, 6, 6, requires_grad=True), []
     handle = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(module))
     downsampled(x, layers)
     handle.remove()

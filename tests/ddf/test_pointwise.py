@@ -6,19 +6,10 @@ from torch import nn
 
 from ddf.pointwise import pointwise
 
+from .module_cases import output_and_gradients
+
 pytestmark = pytest.mark.usefixtures('compiled_cpu_kernels', 'random_numbers')
 LARGE = 2, 6, 28, 28
-
-
-def output_and_gradients(layer, x, function):
-    x = x.detach().requires_grad_()
-    output = function(x, layer)
-    weights = torch.linspace(-1, 1, output.numel(), dtype=x.dtype).view_as(output)
-    return output, *torch.autograd.grad(output, [x, *layer.parameters()], weights)
-
-
-def by_layer(x, layer):
-    return layer(x)
 
 
 def is_product(x, layer):
@@ -34,8 +25,8 @@ def test_equals_the_layer(shape, bias, dtype):
     layer = nn.Conv2d(shape[1], 9, 1, bias=bias, dtype=dtype)
     x = torch.randn(shape, dtype=dtype)
     assert is_product(x, layer)
-    results = output_and_gradients(layer, x, pointwise)
-    for result, expected in zip(results, output_and_gradients(layer, x, by_layer), strict=True):
+    results = output_and_gradients(lambda x: pointwise(x, layer), x, layer.parameters())
+    for result, expected in zip(results, output_and_gradients(layer, x, layer.parameters()), strict=True):
         assert result.stride() == expected.stride()
         assert (result - expected).abs().max() <= (1e-5 if dtype == torch.float32 else 1e-14) * expected.abs().max()
 

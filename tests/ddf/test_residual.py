@@ -4,14 +4,13 @@ import copy
 
 import pytest
 import torch
-from timm.models.resnet import downsample_avg, downsample_conv
 from torch import nn
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddf.residual import add_residual
 
-from .module_cases import LAYOUTS
+from .module_cases import LAYOUTS, downsample_avg, downsample_conv
 
 pytestmark = pytest.mark.usefixtures('compiled_cpu_kernels', 'random_numbers')
 TOLERANCES = {torch.float32: 2e-6, torch.float64: 4e-15}
@@ -52,11 +51,11 @@ def no_downsample(_in_channels, _out_channels):
 
 
 def with_a_norm(in_channels, out_channels):
-    return downsample_conv(in_channels, out_channels, 1, 2)
+    return downsample_conv(in_channels, out_channels, 2)
 
 
 def with_pooling(in_channels, out_channels):
-    return downsample_avg(in_channels, out_channels, 1, 2)
+    return downsample_avg(in_channels, out_channels)
 
 
 def without_a_norm(in_channels, out_channels):
@@ -124,7 +123,7 @@ def test_what_is_not_a_number_stays_where_it_is(memory_format):
 
 
 def test_threads_change_no_bit():
-    block = Block(33, downsample_conv(33, 33, 1)).eval()
+    block = Block(33, downsample_conv(33, 33)).eval()
     x, shortcut = torch.randn(5, 33, 9, 11), torch.randn(5, 33, 9, 11)
     threads = torch.get_num_threads()
     outputs = []
@@ -225,7 +224,7 @@ def test_layers_serve_where_more_is_asked(use):
 @pytest.mark.parametrize('hooked', ['', '0', '1'], ids=['shortcut', 'convolution', 'norm'])
 @pytest.mark.parametrize('training', [False, True])
 def test_hooked_layers_of_the_shortcut_are_called(training, hooked):
-    block, x, seen = Block(8, downsample_conv(8, 8, 1)).train(training), torch.randn(2, 8, 5, 6), []
+    block, x, seen = Block(8, downsample_conv(8, 8)).train(training), torch.randn(2, 8, 5, 6), []
     block.downsample.get_submodule(hooked).register_forward_hook(lambda *_: seen.append(hooked))
     with torch.no_grad():
         torch.testing.assert_close(block(x, x), block.by_layers(block.conv(x), x))
@@ -258,7 +257,7 @@ def test_equals_the_layers_in_training(downsample, shape, dtype):
 
 
 def test_second_derivatives_in_training():
-    block = Block(2, downsample_conv(2, 2, 1)).double()
+    block = Block(2, downsample_conv(2, 2)).double()
     x, shortcut = (torch.randn(3, 2, 2, 2, dtype=torch.float64, requires_grad=True) for _ in range(2))
     assert torch.autograd.gradgradcheck(block, (x, shortcut))
     assert block.passes > 0

@@ -9,6 +9,7 @@ from torch import nn
 
 from ddfnet.models import max_pool
 from ddfnet.models.max_pool import MaxPool2d
+from tests.ddf.module_cases import output_and_gradients
 
 pytestmark = pytest.mark.usefixtures('compiled_cpu_kernels', 'random_numbers')
 
@@ -27,13 +28,6 @@ def calls():
         yield seen
 
 
-def output_and_gradient(layer, x):
-    x = x.clone().requires_grad_()
-    output = layer(x)
-    weights = torch.linspace(-1, 1, output.numel(), dtype=x.dtype).view_as(output)
-    return output, *torch.autograd.grad(output, x, weights)
-
-
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize('settings', [(3, 2, 1), ((3, 2), (2, 3), (1, 0), 2), (2, 2, 0, 1, False, True)], ids=str)
 @pytest.mark.parametrize('shape', [(2, 8, 12, 13), (1, 3, 7, 6), (4, 5, 6, 6)], ids=str)
@@ -44,8 +38,8 @@ def test_equals_torch_to_the_bit(calls, shape, settings, dtype):
     x[0, 0, 1, 2] = float('nan')
     with torch.no_grad():
         values = MaxPool2d.like(layer)(x)
-    results = values, *output_and_gradient(MaxPool2d.like(layer), x)
-    output, gradient = output_and_gradient(layer, x)
+    results = values, *output_and_gradients(MaxPool2d.like(layer), x)
+    output, gradient = output_and_gradients(layer, x)
     for result, expected in zip(results, (output, output, gradient), strict=True):
         assert result.is_contiguous()
         assert torch.equal(result.nan_to_num(9), expected.nan_to_num(9))
