@@ -91,10 +91,10 @@ def are_like(x: Tensor, weights: list[Any]) -> bool:
 
 def norm_values(norm: Any, x: Tensor, training: bool = False) -> list[Any] | None:
     """Weight, bias, mean and variance of a BatchNorm that a call may apply to x, (B, C, H, W), in the mode given; None
-    where it is another, or is to be refused or averages all batches."""
+    where it is another, or in training is to be refused, averages all batches or leaves its statistics."""
     if not is_plain(norm, nn.BatchNorm2d) or norm.training != training:
         return None
-    if training and (norm.momentum is None or x.numel() == x.shape[1]):
+    if training and (not norm.track_running_stats or norm.momentum is None or x.numel() == x.shape[1]):
         return None
     values = [norm.weight, norm.bias, norm.running_mean, norm.running_var]
     return values if are_like(x, values) and all(value.numel() == x.shape[1] for value in values) else None

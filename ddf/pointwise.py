@@ -32,10 +32,16 @@ def _gains_from_products(x: Tensor, convolution: Any) -> bool:
         and is_plain(convolution, nn.Conv2d)
         and is_pointwise(convolution)
         and convolution.stride == (1, 1)
-        and convolution.in_channels == channels
         and guards.are_like(x, [convolution.weight])
+        and _has_few_weights(convolution.weight, channels, height * width)
         and guards.takes(x, with_gradients=True)
     )
+
+
+def _has_few_weights(weight: Tensor, channels: int, pixels: int) -> bool:
+    """Beside input and output: with products each image has a gradient of the weights, of which their sum is taken."""
+    out_channels, in_channels = weight.shape[:2]
+    return in_channels == channels and 4 * weight.numel() <= (out_channels + in_channels) * pixels
 
 
 def to_few_channels(x: Tensor, convolution: Any) -> Tensor:
@@ -61,12 +67,14 @@ def _product(x: Tensor, convolution: Any) -> Tensor:
     rows, columns = convolution.stride
     pixels = x[:, :, ::rows, ::columns]
     batch, _, height, width = pixels.shape
+    out_channels = convolution.weight.shape[0]
     weight = convolution.weight.flatten(1).expand(batch, -1, -1)  # (B, out_channels, C)
     if convolution.bias is None:
         output = torch.bmm(weight, pixels.flatten(2))
     else:
         output = torch.baddbmm(convolution.bias[:, None], weight, pixels.flatten(2))  # (B, out_channels, Ho * Wo)
-    return output.view(batch, convolution.out_channels, height, width)
+    # as torch's own products do: a view could not be changed in place later
+    return torch.ops.aten._unsafe_view(output, (batch, out_channels, height, width))
 
 
 def is_pointwise(layer: Any) -> bool:

@@ -65,7 +65,7 @@ def compare_statistics(call: NormCall) -> None:
     given = [values.clone().double() for values in call.running]
     found = torch.ops.ddf.batch_statistics_(call.map, *call.running, momentum)
     variance, mean = torch.var_mean(call.map.double(), (0, 2, 3), correction=0)
-    compare(call, 'mean', found[0], mean)
+    compare(call, 'mean', found[0] + 1, mean + 1)  # of values around zero the mean may be small
     compare(call, 'variance', found[1], variance)
     if count > 1:
         compare(call, 'running mean', call.running[0], given[0].lerp(mean, momentum))

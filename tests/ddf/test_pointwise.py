@@ -15,7 +15,7 @@ LARGE = 2, 6, 28, 28
 def is_product(x, layer):
     with torch.enable_grad():
         output = pointwise(x.detach().requires_grad_(), layer)
-    return output.grad_fn.name() == 'ViewBackward0'
+    return output.grad_fn.name() == 'UnsafeViewBackward0'
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64], ids=str)
@@ -53,6 +53,30 @@ def test_equals_the_layer(shape, bias, dtype):
 def test_other_layers_and_maps(layer, x):
     assert is_product(torch.randn(LARGE), nn.Conv2d(6, 9, 1)), 'or what follows would prove nothing'
     assert not is_product(x, layer)
+    torch.testing.assert_close(pointwise(x, layer), layer(x))
+
+
+@pytest.mark.parametrize('channels', [(256, 64), (64, 256), (512, 256)], ids=str)
+def test_layers_of_networks_are_products(channels):
+    assert is_product(torch.randn(2, channels[0], 28, 28), nn.Conv2d(*channels, 1))
+
+
+def test_weights_that_outnumber_the_map_are_left_to_the_layer():
+    """Each image has a gradient of them."""
+    assert not is_product(torch.randn(2, 512, 28, 28), nn.Conv2d(512, 2048, 1))
+
+
+def test_output_may_be_changed_in_place():
+    with torch.no_grad():
+        output = pointwise(torch.randn(LARGE), nn.Conv2d(6, 9, 1))
+    output += nn.Parameter(torch.ones(1))
+    assert output.requires_grad
+
+
+def test_replaced_weight_counts():
+    layer, x = nn.Conv2d(6, 9, 1), torch.randn(LARGE)
+    layer.weight, layer.bias = nn.Parameter(layer.weight[:4].detach()), None
+    assert is_product(x, layer)
     torch.testing.assert_close(pointwise(x, layer), layer(x))
 
 

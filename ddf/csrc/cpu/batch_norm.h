@@ -76,9 +76,11 @@ DDF_INLINE double sum_of(const A* from, int64_t count, const Term& term) {
   return sum;
 }
 
+// From the first one on: what lies far from zero, or is always the same, would be rounded with each addition.
 template <typename A>
 DDF_NOINLINE double sum_of_plane(const A* from, int64_t count) {
-  return sum_of(from, count, [](const auto& x) { return x; });
+  const A first = from[0];
+  return count * static_cast<double>(first) + sum_of(from, count, [&](const auto& x) { return x - first; });
 }
 
 template <typename A>
@@ -101,9 +103,11 @@ void batch_statistics(const Call& call, const Statistics& to) {
         return sum;
       };
       const double mean = over_images([&](const A* plane) { return sum_of_plane(plane, pixels); }) / count;
+      const auto rounded = static_cast<A>(mean);
+      const double error = mean - rounded;
       const double squares =
-          over_images([&](const A* plane) { return sum_of_squares(plane, pixels, static_cast<A>(mean)); });
-      at(to.mean, c) = mean;
+          over_images([&](const A* plane) { return sum_of_squares(plane, pixels, rounded); }) - count * error * error;
+      at(to.mean, c) = rounded;
       at(to.variance, c) = squares / count;
       const auto move = [&](A& value, double towards) { value += to.momentum * (towards - value); };
       move(at(to.running_mean, c), mean);
