@@ -16,9 +16,12 @@ _LARGE = 28 * 28  # pixels of an image; from here on products were faster for th
 def pointwise(x: Tensor, convolution: nn.Module) -> Tensor:
     """What a layer gives for x, (B, C, H, W): by a product for each image where it is a 1x1 convolution of large
     contiguous maps; else the layer is called, as it is wherever that shows."""
-    if _gains_from_products(x, convolution):
-        return _product(x, convolution)
-    return convolution(x)
+    if not _gains_from_products(x, convolution):
+        return convolution(x)
+    batch, _, height, width = x.shape
+    output = _product(x, convolution)
+    # as torch's own products do: a view could not be changed in place later
+    return torch.ops.aten._unsafe_view(output, (batch, output.shape[1], height, width))
 
 
 def _gains_from_products(x: Tensor, convolution: Any) -> bool:
@@ -59,22 +62,19 @@ def to_few_channels(x: Tensor, convolution: Any) -> Tensor:
     ):
         return convolution(x)
     if x.is_contiguous():
-        return _product(x, convolution)
+        rows, columns = convolution.stride
+        pixels = x[:, :, ::rows, ::columns]
+        batch, _, height, width = pixels.shape
+        return _product(pixels, convolution).view(batch, convolution.weight.shape[0], height, width)
     return linear(x.permute(0, 2, 3, 1), convolution).permute(0, 3, 1, 2)
 
 
 def _product(x: Tensor, convolution: Any) -> Tensor:
-    rows, columns = convolution.stride
-    pixels = x[:, :, ::rows, ::columns]
-    batch, _, height, width = pixels.shape
-    out_channels = convolution.weight.shape[0]
-    weight = convolution.weight.flatten(1).expand(batch, -1, -1)  # (B, out_channels, C)
+    """(B, C, H, W) to (B, out_channels, H * W)."""
+    weight = convolution.weight.flatten(1).expand(x.shape[0], -1, -1)
     if convolution.bias is None:
-        output = torch.bmm(weight, pixels.flatten(2))
-    else:
-        output = torch.baddbmm(convolution.bias[:, None], weight, pixels.flatten(2))  # (B, out_channels, Ho * Wo)
-    # as torch's own products do: a view could not be changed in place later
-    return torch.ops.aten._unsafe_view(output, (batch, out_channels, height, width))
+        return torch.bmm(weight, x.flatten(2))
+    return torch.baddbmm(convolution.bias[:, None], weight, x.flatten(2))
 
 
 def is_pointwise(layer: Any) -> bool:
