@@ -96,8 +96,13 @@ def norm_values(norm: Any, x: Tensor, training: bool = False) -> list[Any] | Non
         return None
     if training and (not norm.track_running_stats or norm.momentum is None or x.numel() == x.shape[1]):
         return None
-    values = [norm.weight, norm.bias, norm.running_mean, norm.running_var]
+    values = values_of(norm)
     return values if are_like(x, values) and all(value.numel() == x.shape[1] for value in values) else None
+
+
+def values_of(norm: nn.BatchNorm2d) -> list[Any]:
+    """Weight, bias, mean and variance, unasked."""
+    return [norm.weight, norm.bias, norm.running_mean, norm.running_var]
 
 
 def is_plain(module: Any, kind: type[nn.Module]) -> bool:

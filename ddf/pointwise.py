@@ -62,8 +62,7 @@ def to_few_channels(x: Tensor, convolution: Any) -> Tensor:
     ):
         return convolution(x)
     if x.is_contiguous():
-        rows, columns = convolution.stride
-        pixels = x[:, :, ::rows, ::columns]
+        pixels = read_pixels(x, convolution)
         batch, _, height, width = pixels.shape
         return _product(pixels, convolution).view(batch, convolution.weight.shape[0], height, width)
     return linear(x.permute(0, 2, 3, 1), convolution).permute(0, 3, 1, 2)
@@ -75,6 +74,12 @@ def _product(x: Tensor, convolution: Any) -> Tensor:
     if convolution.bias is None:
         return torch.bmm(weight, x.flatten(2))
     return torch.baddbmm(convolution.bias[:, None], weight, x.flatten(2))
+
+
+def read_pixels(x: Tensor, convolution: Any) -> Tensor:
+    """Those of x, (B, C, H, W), that a 1x1 convolution reads: a view of (B, C, Ho, Wo)."""
+    rows, columns = convolution.stride
+    return x[:, :, ::rows, ::columns]
 
 
 def is_pointwise(layer: Any) -> bool:

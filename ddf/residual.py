@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from . import guards
 from .batch_norm import train_rectified_sum
 from .guards import is_plain
-from .pointwise import is_pointwise, pointwise
+from .pointwise import is_pointwise, pointwise, read_pixels
 from .reference import memory_format_of
 from .schemas import normalized_sum_
 
@@ -49,7 +49,7 @@ def add_residual(
     shortcut = shortcut.contiguous(memory_format=memory_format_of(x))
     if training:
         return train_rectified_sum(x, norm, shortcut, shortcut_norm)
-    shortcut_values = [] if shortcut_norm is None else guards.norm_values(shortcut_norm, x)
+    shortcut_values = [] if shortcut_norm is None else guards.values_of(shortcut_norm)
     eps = 0.0 if shortcut_norm is None else shortcut_norm.eps
     normalized_sum_(x, x, values, shortcut, shortcut_values, norm.eps, eps)
     return x
@@ -85,8 +85,7 @@ def downsampled(x: Tensor, downsample: Any) -> Tensor:
 def _through(layers: list[Any], x: Tensor) -> Tensor:
     if layers and _copies_unread_pixels(layers[0], x):
         convolution, *layers = layers
-        rows, columns = convolution.stride
-        x = F.conv2d(x[:, :, ::rows, ::columns].contiguous(), convolution.weight, convolution.bias)
+        x = F.conv2d(read_pixels(x, convolution).contiguous(), convolution.weight, convolution.bias)
     for layer in layers:
         x = pointwise(x, layer)
     return x

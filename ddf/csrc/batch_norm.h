@@ -22,9 +22,7 @@ void normalized_sum(const Tensor& output, const Tensor& map, const std::vector<T
   Call call = make_map_call<Device>(map);
   const bool channels_last = is_dense_channels_last(map);
   const auto check_like_map = [&](const Tensor& other) {
-    check(has_shape(other, {call.batch, call.channels, call.height, call.width}) &&
-              other.scalar_type() == map.scalar_type() && other.device() == map.device() &&
-              (channels_last ? has_channels_last_strides(other) : other.is_contiguous()),
+    check(is_like_map(other, map, channels_last, {call.batch, call.channels, call.height, call.width}),
           "expected output and shortcut of the map's shape, type, device and layout");
   };
   check_like_map(output);

@@ -18,6 +18,13 @@ inline bool is_dense_channels_last(const Tensor& map) {
   return channels_last;
 }
 
+// Whether a tensor of a call with this map has this shape, and the map's type, device and layout.
+inline bool is_like_map(const Tensor& tensor, const Tensor& map, bool channels_last,
+                        std::initializer_list<int64_t> shape) {
+  return has_shape(tensor, shape) && tensor.scalar_type() == map.scalar_type() && tensor.device() == map.device() &&
+         (channels_last ? has_channels_last_strides(tensor) : tensor.is_contiguous());
+}
+
 // Whether a weight is of the map's type and device, and dense, with `rows` rows of `columns`.
 inline bool is_weight(const Tensor& weight, const Tensor& input, int64_t rows, int64_t columns) {
   return weight.dim() > 0 && weight.size(0) == rows && columns > 0 && weight.numel() / columns == rows &&

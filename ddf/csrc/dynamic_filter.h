@@ -106,9 +106,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> dynam
       input, {spatial_weight, spatial_bias, squeeze_weight, squeeze_bias, excite_weight, excite_bias, scale},
       kernel_size, dilation, stride, head, kernel_combine, norm_gain);
   set_grad_output(call, grad_output, input);
-  check(has_shape(logits, {call.batch, spatial_bias.numel(), call.out_height, call.out_width}) &&
-            logits.scalar_type() == input.scalar_type() && logits.device() == input.device() &&
-            (branches.channels_last ? has_channels_last_strides(logits) : logits.is_contiguous()),
+  check(is_like_map(logits, input, branches.channels_last,
+                    {call.batch, spatial_bias.numel(), call.out_height, call.out_width}),
         "expected logits for each pixel of the output, of the map's type, device and layout");
   check(is_weight(means, input, call.batch, call.channels) && is_weight(hidden, input, call.batch, branches.hidden) &&
             is_weight(excited, input, call.batch, scale.numel()),

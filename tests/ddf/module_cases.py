@@ -1,5 +1,8 @@
 """Modules and maps for the tests of those that run in one call."""
 
+from contextlib import contextmanager
+from unittest import mock
+
 import pytest
 import torch
 from torch import nn
@@ -18,6 +21,19 @@ PACKS = [
     ((4, 20, 1, 1), {'se_ratio': 1}),
     ((2, 16, 3, 28), {'stride': 40}),
 ]
+
+
+@contextmanager
+def calls_of(owner, name):
+    """The arguments of every call of a function, which is looked up where it is called."""
+    seen, function = [], getattr(owner, name)
+
+    def call(*arguments):
+        seen.append(arguments)
+        return function(*arguments)
+
+    with mock.patch.object(owner, name, call):
+        yield seen
 
 
 def output_and_gradients(function, x, parameters=()):

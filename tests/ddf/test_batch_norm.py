@@ -1,7 +1,6 @@
 """BatchNorm in training with its ReLU: equal to the layers, and left to these wherever more is asked."""
 
 import copy
-from unittest import mock
 
 import pytest
 import torch
@@ -10,9 +9,9 @@ from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 from ddf import batch_norm
-from ddf.batch_norm import rectified, train_rectified_sum
+from ddf.batch_norm import rectified
 
-from .module_cases import output_and_gradients
+from .module_cases import calls_of, output_and_gradients
 
 pytestmark = pytest.mark.usefixtures('compiled_cpu_kernels', 'random_numbers')
 TOLERANCES = {torch.float32: 3e-5, torch.float64: 1e-13}
@@ -21,13 +20,7 @@ TOLERANCES = {torch.float32: 3e-5, torch.float64: 1e-13}
 @pytest.fixture
 def calls():
     """An entry for each call that took the place of layers."""
-    seen = []
-
-    def call(*arguments):
-        seen.append(arguments)
-        return train_rectified_sum(*arguments)
-
-    with mock.patch.object(batch_norm, 'train_rectified_sum', call):
+    with calls_of(batch_norm, 'train_rectified_sum') as seen:
         yield seen
 
 

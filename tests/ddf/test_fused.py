@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ddf import DDFPack, FilterNorm, fused, guards
 
-from .module_cases import LAYOUTS, PACKS
+from .module_cases import LAYOUTS, PACKS, calls_of
 
 pytestmark = pytest.mark.usefixtures('compiled_cpu_kernels', 'random_numbers')
 TOLERANCES = {torch.float32: 3e-6, torch.float64: 1e-14}
@@ -19,13 +19,7 @@ TOLERANCES = {torch.float32: 3e-6, torch.float64: 1e-14}
 @pytest.fixture
 def calls():
     """How often the operator was called: a list with an entry each."""
-    seen = []
-
-    def call(*arguments):
-        seen.append(arguments)
-        return torch.ops.ddf.dynamic_filter(*arguments)
-
-    with mock.patch.object(fused, 'dynamic_filter', call):
+    with calls_of(fused, 'dynamic_filter') as seen:
         yield seen
 
 

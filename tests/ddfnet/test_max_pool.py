@@ -1,7 +1,5 @@
 """The stem's max pooling: torch's to the bit, and torch's own wherever more is asked."""
 
-from unittest import mock
-
 import pytest
 import timm
 import torch
@@ -9,7 +7,7 @@ from torch import nn
 
 from ddfnet.models import max_pool
 from ddfnet.models.max_pool import MaxPool2d
-from tests.ddf.module_cases import output_and_gradients
+from tests.ddf.module_cases import calls_of, output_and_gradients
 
 pytestmark = pytest.mark.usefixtures('compiled_cpu_kernels', 'random_numbers')
 
@@ -17,14 +15,7 @@ pytestmark = pytest.mark.usefixtures('compiled_cpu_kernels', 'random_numbers')
 @pytest.fixture
 def calls():
     """An entry for each pooling that took the other layout."""
-    seen = []
-
-    def apply(*arguments):
-        seen.append(arguments)
-        return pool.apply(*arguments)
-
-    pool = max_pool._MaxPool
-    with mock.patch.object(max_pool, '_MaxPool', mock.Mock(apply=apply)):
+    with calls_of(max_pool._MaxPool, 'apply') as seen:
         yield seen
 
 
