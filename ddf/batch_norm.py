@@ -1,8 +1,8 @@
-"""BatchNorm in training with what follows it, a sum and ReLU, for contiguous maps on a CPU.
+"""BatchNorm in training with what follows it, a sum and ReLU, on a CPU.
 
-torch takes the statistics of such a map one element at a time, and sum and ReLU read and write the map again.
-`torch.ops.ddf.batch_statistics_` takes them by vectors, as torch does those of a channels_last map, and
-`normalized_sum_` does the rest in one pass. The gradients are torch's.
+torch takes the statistics of a contiguous map one element at a time, those of a channels_last map in two passes; ReLU
+and sum read and write the map again, forward and backward. `torch.ops.ddf.batch_statistics_` takes them by vectors,
+`normalized_sum_` does the rest in one pass, and `normalized_sum_gradients` all of the way back in two.
 """
 
 from typing import Any
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from . import guards
-from .schemas import batch_statistics_, normalized_sum_
+from .reference import memory_format_of
+from .schemas import batch_statistics_, normalized_sum_, normalized_sum_gradients
 
 
 def rectified(x: Tensor, norm: Any, activation: nn.Module) -> Tensor:
@@ -27,7 +28,7 @@ def train_rectified_sum(
 ) -> Tensor:
     """relu(norm(x) + shortcut_norm(shortcut)), which moves the norms' running statistics.
 
-    Both maps have shape (B, C, H, W) and are contiguous. The guards have been asked.
+    Both maps have shape (B, C, H, W), are contiguous or channels_last, and the same. The guards have been asked.
     """
     tensors: list[Tensor | None] = [x, norm.weight, norm.bias, shortcut]
     tensors += [None, None] if shortcut_norm is None else [shortcut_norm.weight, shortcut_norm.bias]
@@ -63,14 +64,28 @@ class _RectifiedSum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         output, *saved = ctx.saved_tensors
-        needed = ctx.needs_input_grad
-        grad_sum = torch.ops.aten.threshold_backward(grad_output, output, 0)
-        gradients = _norm_gradients(grad_sum, saved[:4], ctx.eps[0], needed[:3])
-        if len(saved) > 4:
-            gradients += _norm_gradients(grad_sum, saved[4:], ctx.eps[1], needed[3:6])
+        norms, needed = (saved[:4], saved[4:]), ctx.needs_input_grad
+        if torch.is_grad_enabled():
+            gradients = _differentiable_gradients(grad_output, output, norms, ctx.eps, needed)
         else:
-            gradients += grad_sum if needed[3] else None, None, None
-        return *gradients, None, None
+            grad_output = grad_output.contiguous(memory_format=memory_format_of(output))
+            gradients = normalized_sum_gradients(grad_output, output, *norms, adds_shortcut=needed[3])
+        return *(gradient if wanted else None for gradient, wanted in zip(gradients, needed, strict=False)), None, None
+
+
+def _differentiable_gradients(
+    grad_output: Tensor,
+    output: Tensor,
+    norms: tuple[list[Tensor], list[Tensor]],
+    eps: tuple[float, float],
+    needed: tuple[bool, ...],
+) -> tuple[Tensor | None, ...]:
+    """Of map, weight and bias, and of the shortcut's, with torch's operators, which have derivatives themselves."""
+    grad_sum = torch.ops.aten.threshold_backward(grad_output, output, 0)
+    gradients = _norm_gradients(grad_sum, norms[0], eps[0], needed[:3])
+    if norms[1]:
+        return gradients + _norm_gradients(grad_sum, norms[1], eps[1], needed[3:6])
+    return *gradients, grad_sum, None, None
 
 
 def _norm_of_batch(x: Tensor, weight: Any, bias: Any, norm: nn.BatchNorm2d) -> tuple[list[Tensor], list[Tensor]]:

@@ -21,13 +21,13 @@ def takes(x: Tensor, with_gradients: bool) -> bool:
 def takes_eagerly(x: Tensor, activation: nn.Module, training: bool) -> bool:
     """The same for a BatchNorm and what follows it, with a ReLU at the end, which graphs of torch.compile fuse.
 
-    There are no gradients in evaluation, and no gain in training channels_last maps.
+    There are no gradients in evaluation.
     """
     return (
         not torch.compiler.is_compiling()
         and is_plain(activation, nn.ReLU)
         and takes(x, with_gradients=training)
-        and (x.is_contiguous() if training else not torch.is_grad_enabled())
+        and (training or not torch.is_grad_enabled())
     )
 
 

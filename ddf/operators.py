@@ -118,6 +118,20 @@ def _normalized_sum_shape(
     _require_one_device(output, map, *norm, *([] if shortcut is None else [shortcut]), *shortcut_norm)
 
 
+def _normalized_sum_gradients_shape(
+    grad_output: Tensor, output: Tensor, norm: list[Tensor], shortcut_norm: list[Tensor], adds_shortcut: bool
+) -> tuple[Tensor, ...]:
+    _require_one_device(grad_output, output, *norm, *shortcut_norm)
+    shapes = [output.shape, *[output.shape[1:2]] * 2]
+    shortcut_shapes = shapes if shortcut_norm else [output.shape if adds_shortcut else (0,), (0,), (0,)]
+    return (
+        *(
+            _empty(shape, like=output) if len(shape) == 4 else output.new_empty(shape)
+            for shape in (*shapes, *shortcut_shapes)
+        ),
+    )
+
+
 def _batch_statistics_shape(
     map: Tensor, running_mean: Tensor, running_variance: Tensor, momentum: float
 ) -> tuple[Tensor, Tensor]:
@@ -161,6 +175,7 @@ def _register(library: torch.library.Library) -> None:
     torch.library.register_fake('ddf::dynamic_filter_predictions', _predictions_shape, lib=library)
     torch.library.register_fake('ddf::dynamic_filter_gradients', _dynamic_filter_gradients_shape, lib=library)
     torch.library.register_fake('ddf::normalized_sum_', _normalized_sum_shape, lib=library)
+    torch.library.register_fake('ddf::normalized_sum_gradients', _normalized_sum_gradients_shape, lib=library)
     torch.library.register_fake('ddf::batch_statistics_', _batch_statistics_shape, lib=library)
     for device_type, dispatch_key in (('cpu', 'AutocastCPU'), ('cuda', 'AutocastCUDA'), ('mps', 'AutocastMPS')):
         library.impl('forward', _autocast(device_type), dispatch_key)

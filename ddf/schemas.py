@@ -1,7 +1,7 @@
 """Names and signatures of the operators `torch.ops.ddf.*`.
 
 What the first three do says `ddf.operators`, what the `dynamic_filter*` do `ddf.fused` and `ddf.fused_training`,
-the last two `ddf.batch_norm`.
+the last three `ddf.batch_norm`.
 
 The same in every operator with filters: dilation and stride in pixels, head, kernel_combine 'mul' or 'add', and
 norm_gain: None, or the scale to which the spatial filter, then raw logits, is normalised over its taps.
@@ -38,6 +38,10 @@ if library is not None:
         'float eps, float shortcut_eps) -> ()'
     )
     library.define(
+        'normalized_sum_gradients(Tensor grad_output, Tensor output, Tensor[] norm, Tensor[] shortcut_norm, '
+        f'bool adds_shortcut) -> ({", ".join(["Tensor"] * 6)})'
+    )
+    library.define(
         'batch_statistics_(Tensor map, Tensor(a!) running_mean, Tensor(b!) running_variance, float momentum) '
         '-> (Tensor, Tensor)'
     )
@@ -49,4 +53,5 @@ dynamic_filter = torch.ops.ddf.dynamic_filter.default
 dynamic_filter_predictions = torch.ops.ddf.dynamic_filter_predictions.default
 dynamic_filter_gradients = torch.ops.ddf.dynamic_filter_gradients.default
 normalized_sum_ = torch.ops.ddf.normalized_sum_.default
+normalized_sum_gradients = torch.ops.ddf.normalized_sum_gradients.default
 batch_statistics_ = torch.ops.ddf.batch_statistics_.default

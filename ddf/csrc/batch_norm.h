@@ -1,7 +1,11 @@
-// torch.ops.ddf.normalized_sum_ and batch_statistics_ on the LibTorch stable ABI: BatchNorm around the operation.
+// torch.ops.ddf.normalized_sum_, its gradients in training and batch_statistics_ on the LibTorch stable ABI: BatchNorm
+// around the operation.
 //
-// A Device is one of operators.h that has normalized_sum(call, sum) and batch_statistics(call, statistics), too.
+// A Device is one of operators.h that has normalized_sum(call, sum), normalized_sum_gradients(call, gradients) and
+// batch_statistics(call, statistics), too.
 #pragma once
+
+#include <array>
 
 #include "dense.h"
 
@@ -35,19 +39,61 @@ void normalized_sum(const Tensor& output, const Tensor& map, const std::vector<T
   device.normalized_sum(call, sum);
 }
 
-// Mean and variance of each channel of a contiguous map, towards which the running ones are moved.
+// Gradients of a norm by the statistics of the batch, to new tensors: of the map, weight and bias.
+inline NormGradients make_norm_gradients(const std::vector<Tensor>& norm, const Tensor& like, bool channels_last,
+                                         std::array<Tensor, 3>& to) {
+  check(norm.size() == 4, "expected map, weight, mean and inverse standard deviation of a norm");
+  check(like.dim() == 4 &&
+            is_like_map(norm[0], like, channels_last, {like.size(0), like.size(1), like.size(2), like.size(3)}),
+        "expected maps of the output's shape, type, device and layout");
+  for (size_t i = 1; i < norm.size(); ++i) {
+    check(is_weight(norm[i], like, like.size(1), 1),
+          "expected dense values of a norm for each channel, of the map's type and device");
+  }
+  to = {empty_like(like, like.sizes()), torch::stable::new_empty(like, {like.size(1)}),
+        torch::stable::new_empty(like, {like.size(1)})};
+  return {norm[0].const_data_ptr(), norm[1].const_data_ptr(), norm[2].const_data_ptr(), norm[3].const_data_ptr(),
+          to[0].mutable_data_ptr(), to[1].mutable_data_ptr(), to[2].mutable_data_ptr()};
+}
+
+// Of normalized_sum with norms by the statistics of the batch, given as map, weight, mean and inverse standard
+// deviation: gradients of map, weight and bias, and the same of the shortcut; what there is not, is empty.
+template <typename Device>
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> normalized_sum_gradients(
+    const Tensor& grad_output, const Tensor& output, const std::vector<Tensor>& norm,
+    const std::vector<Tensor>& shortcut_norm, bool adds_shortcut) {
+  Call call = make_map_call<Device>(output);
+  const bool channels_last = is_dense_channels_last(output);
+  check(is_like_map(grad_output, output, channels_last, {call.batch, call.channels, call.height, call.width}),
+        "expected a gradient of the output's shape, type, device and layout");
+  const auto nothing = [&] { return torch::stable::new_empty(output, {0}); };
+  std::array<Tensor, 3> of_map, of_shortcut{nothing(), nothing(), nothing()};
+  SumGradients to{grad_output.const_data_ptr(), output.const_data_ptr(), {}, 1, nullptr, channels_last};
+  to.norms[0] = make_norm_gradients(norm, output, channels_last, of_map);
+  if (!shortcut_norm.empty()) {
+    to.norms[to.norm_count++] = make_norm_gradients(shortcut_norm, output, channels_last, of_shortcut);
+  } else if (adds_shortcut) {
+    of_shortcut[0] = empty_like(output, output.sizes());
+    to.grad_sum = of_shortcut[0].mutable_data_ptr();
+  }
+  const Device device(output);
+  device.normalized_sum_gradients(call, to);
+  return std::tuple_cat(std::move(of_map), std::move(of_shortcut));
+}
+
+// Mean and variance of each channel of a map, towards which the running ones are moved.
 template <typename Device>
 std::tuple<Tensor, Tensor> batch_statistics(const Tensor& map, const Tensor& running_mean,
                                             const Tensor& running_variance, double momentum) {
   Call call = make_map_call<Device>(map);
-  check(!is_dense_channels_last(map), "expected a contiguous map");
+  const bool channels_last = is_dense_channels_last(map);
   check(is_weight(running_mean, map, call.channels, 1) && is_weight(running_variance, map, call.channels, 1),
         "expected dense running values for each channel, of the map's type and device");
   const Device device(map);
   Tensor mean = torch::stable::new_empty(map, {call.channels});
   Tensor variance = torch::stable::new_empty(map, {call.channels});
   device.batch_statistics(call, {mean.mutable_data_ptr(), variance.mutable_data_ptr(), running_mean.mutable_data_ptr(),
-                                 running_variance.mutable_data_ptr(), momentum});
+                                 running_variance.mutable_data_ptr(), momentum, channels_last});
   return {mean, variance};
 }
 

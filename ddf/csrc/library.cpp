@@ -54,6 +54,9 @@ struct Cpu {
     kernels.dynamic_filter_gradients(on_threads(call), branches, to);
   }
   void normalized_sum(Call& call, const NormalizedSum& sum) const { kernels.normalized_sum(on_threads(call), sum); }
+  void normalized_sum_gradients(Call& call, const SumGradients& to) const {
+    kernels.normalized_sum_gradients(on_threads(call), to);
+  }
   void batch_statistics(Call& call, const Statistics& to) const { kernels.batch_statistics(on_threads(call), to); }
 
  private:
@@ -79,5 +82,6 @@ STABLE_TORCH_LIBRARY_IMPL(ddf, CPU, m) {
   m.impl("dynamic_filter_predictions", TORCH_BOX(&ddf::dynamic_filter_predictions<ddf::Cpu>));
   m.impl("dynamic_filter_gradients", TORCH_BOX(&ddf::dynamic_filter_gradients<ddf::Cpu>));
   m.impl("normalized_sum_", TORCH_BOX(&ddf::normalized_sum<ddf::Cpu>));
+  m.impl("normalized_sum_gradients", TORCH_BOX(&ddf::normalized_sum_gradients<ddf::Cpu>));
   m.impl("batch_statistics_", TORCH_BOX(&ddf::batch_statistics<ddf::Cpu>));
 }

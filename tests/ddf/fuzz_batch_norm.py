@@ -1,4 +1,4 @@
-"""Random calls of the operators around the filters: `normalized_sum_` and `batch_statistics_`."""
+"""Random calls of the operators around the filters: `normalized_sum_`, its gradients and `batch_statistics_`."""
 
 import random
 from dataclasses import dataclass
@@ -54,8 +54,8 @@ def compare_norms(call: NormCall) -> None:
     arguments = call.map, call.norm, call.shortcut, call.shortcut_norm, *EPS
     torch.ops.ddf.normalized_sum_(call.output, *arguments)
     compare(call, 'sum', call.output, exact.relu())
-    if call.map.is_contiguous():
-        compare_statistics(call)
+    compare_statistics(call)
+    compare_gradients(call)
     torch.ops.ddf.normalized_sum_(*arguments[:1], *arguments)
     compare(call, 'sum in place', call.map, exact.relu())
 
@@ -70,6 +70,26 @@ def compare_statistics(call: NormCall) -> None:
     if count > 1:
         compare(call, 'running mean', call.running[0], given[0].lerp(mean, momentum))
         compare(call, 'running variance', call.running[1], given[1].lerp(variance * count / (count - 1), momentum))
+
+
+def compare_gradients(call: NormCall) -> None:
+    """With the values of the norms for those of the batch: gradients need no more of them."""
+    norm = [call.map, call.norm[0], *call.norm[2:]]
+    shortcut_norm = [call.shortcut, call.shortcut_norm[0], *call.shortcut_norm[2:]] if call.shortcut_norm else []
+    grad_output, adds_shortcut = torch.randn_like(call.map), call.shortcut is not None
+    found = torch.ops.ddf.normalized_sum_gradients(grad_output, call.output, norm, shortcut_norm, adds_shortcut)
+    grad_sum = torch.where(call.output > 0, grad_output, 0).double()
+    for values, results in ((norm, found[:3]), (shortcut_norm, found[3:])):
+        if not values:
+            continue
+        map, weight, *statistics = (value.double() for value in values)
+        exact = torch.ops.aten.native_batch_norm_backward(
+            grad_sum, map, weight, None, None, *statistics, True, 0.0, [True] * 3
+        )
+        for name, result, value in zip(('map', 'weight', 'bias'), results, exact, strict=True):
+            compare(call, f'gradient of {name}', result, value)
+    if adds_shortcut and not call.shortcut_norm:
+        compare(call, 'gradient of the shortcut', found[3], grad_sum)
 
 
 def compare(call: NormCall, name: str, result: Tensor, exact: Tensor) -> None:

@@ -15,6 +15,7 @@ from .module_cases import calls_of, output_and_gradients
 
 pytestmark = pytest.mark.usefixtures('compiled_cpu_kernels', 'random_numbers')
 TOLERANCES = {torch.float32: 3e-5, torch.float64: 1e-13}
+LAYOUTS = pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last], ids=str)
 
 
 @pytest.fixture
@@ -31,25 +32,39 @@ def norm_of(channels, **settings):
     return norm
 
 
+@LAYOUTS
 @pytest.mark.parametrize('dtype', TOLERANCES, ids=str)
 @pytest.mark.parametrize('shape', [(2, 8, 5, 6), (3, 19, 7, 7), (1, 64, 33, 24), (8, 3, 64, 65), (5, 6, 1, 1)], ids=str)
-def test_equals_the_layers(calls, shape, dtype):
+def test_equals_the_layers(calls, shape, dtype, layout):
     norm = norm_of(shape[1], eps=1e-3, momentum=0.3).to(dtype)
     others = copy.deepcopy(norm)
-    x = torch.randn(shape, dtype=dtype)
+    x = torch.randn(shape, dtype=dtype).to(memory_format=layout)
     for _ in range(2):
         results = output_and_gradients(lambda x: rectified(x, norm, nn.ReLU()), x, norm.parameters())
         expected = output_and_gradients(nn.Sequential(others, nn.ReLU()), x, others.parameters())
     assert len(calls) == 2
+    assert all(map.is_contiguous(memory_format=layout) for map in results[:2])
     for result, exact in zip([*results, *norm.buffers()], [*expected, *others.buffers()], strict=True):
         assert result.shape == exact.shape
         assert (result - exact).abs().max() <= TOLERANCES[dtype] * exact.abs().max()
 
 
+@LAYOUTS
+def test_gradients_of_any_layout_are_taken(layout):
+    norm, x = norm_of(8), torch.randn(2, 8, 5, 6).to(memory_format=layout).requires_grad_()
+    weights = torch.randn(2, 8, 5, 6)
+    expected = torch.autograd.grad(norm(x).relu(), [x, *norm.parameters()], weights)
+    strided = torch.stack([weights, weights])[1].mT.contiguous().mT
+    for given in (weights, weights.contiguous(memory_format=torch.channels_last), strided):
+        results = torch.autograd.grad(rectified(x, norm, nn.ReLU()), [x, *norm.parameters()], given)
+        torch.testing.assert_close(results, expected, rtol=1e-4, atol=1e-5)
+
+
+@LAYOUTS
 @pytest.mark.parametrize('offset', [0, 1e3, 1e6])
-def test_statistics_are_as_exact_as_torchs(offset):
+def test_statistics_are_as_exact_as_torchs(offset, layout):
     """The variance of values that are far from zero is a small difference of large sums, if it is taken so."""
-    x = torch.randn(8, 4, 112, 112) + offset
+    x = (torch.randn(8, 4, 112, 112) + offset).to(memory_format=layout)
     found, of_torch = ([*take(x, torch.zeros(4), torch.ones(4), 1.0)] for take in STATISTICS)
     variance, mean = torch.var_mean(x.double(), (0, 2, 3), correction=0)
     for ours, theirs, exact in zip(found, of_torch, (mean, variance), strict=True):
@@ -57,11 +72,21 @@ def test_statistics_are_as_exact_as_torchs(offset):
         assert error <= 1.01 * tolerated + 2e-7
 
 
+@LAYOUTS
+def test_variance_beside_a_value_that_is_far_off(layout):
+    """The first value of all, from which others are counted."""
+    x = torch.randn(8, 4, 112, 112).to(memory_format=layout)
+    x[0, :, 0, 0] = 1e5
+    found = torch.ops.ddf.batch_statistics_(x, torch.zeros(4), torch.ones(4), 1.0)
+    torch.testing.assert_close(found[1], x.double().var((0, 2, 3), correction=0).float(), rtol=3e-5, atol=0)
+
+
+@LAYOUTS
 @pytest.mark.parametrize('value', [100.1, 1000.3])
 @pytest.mark.parametrize('size', [56, 112, 300])
-def test_equal_values_have_no_variance(size, value):
+def test_equal_values_have_no_variance(size, value, layout):
     """Sums of many equal numbers are rounded the same way each time."""
-    x = torch.full((2, 3, size, size), value)
+    x = torch.full((2, 3, size, size), value).to(memory_format=layout)
     mean, variance = torch.ops.ddf.batch_statistics_(x, torch.zeros(3), torch.ones(3), 0.1)
     assert mean.eq(x[0, 0, 0, 0]).all()
     assert variance.eq(0).all()
@@ -70,23 +95,30 @@ def test_equal_values_have_no_variance(size, value):
 STATISTICS = torch.ops.ddf.batch_statistics_, torch.batch_norm_update_stats
 
 
-def test_threads_change_no_bit():
-    x, threads = torch.randn(5, 33, 9, 11), torch.get_num_threads()
+@LAYOUTS
+def test_threads_change_no_bit(layout):
+    x, threads = torch.randn(5, 33, 9, 11).to(memory_format=layout), torch.get_num_threads()
     norm, results = norm_of(33), []
     for count in (1, 2, 5):
         torch.set_num_threads(count)
         same = copy.deepcopy(norm)
-        results.append([rectified(x, same, nn.ReLU()), *same.buffers()])
+        passes = output_and_gradients(lambda x, norm=same: rectified(x, norm, nn.ReLU()), x, same.parameters())
+        results.append([*passes, *same.buffers()])
     torch.set_num_threads(threads)
     for other in results[1:]:
         assert all(map(torch.equal, other, results[0]))
 
 
-def test_what_is_not_a_number_stays_in_its_channel():
-    norm, x = norm_of(8), torch.randn(2, 8, 5, 6)
+@LAYOUTS
+def test_what_is_not_a_number_stays_in_its_channel(layout):
+    norm, x = norm_of(8), torch.randn(2, 8, 5, 6).to(memory_format=layout)
     x[1, 3, 2, 4] = float('nan')
     assert rectified(x, norm, nn.ReLU()).isnan().any(dim=(0, 2, 3)).nonzero().tolist() == [[3]]
     assert norm.running_mean.isnan().nonzero().tolist() == norm.running_var.isnan().nonzero().tolist() == [[3]]
+    results = output_and_gradients(lambda x: rectified(x, norm, nn.ReLU()), x, norm.parameters())
+    expected = output_and_gradients(nn.Sequential(norm, nn.ReLU()), x, norm.parameters())
+    for result, of_layers in zip(results, expected, strict=True):
+        assert torch.equal(result.isnan(), of_layers.isnan())
 
 
 def test_parameters_that_are_frozen_have_no_gradient(calls):
@@ -134,10 +166,6 @@ def without_moving_statistics(norm, x):
 
 def without_weights(norm, x):
     rectified(x, nn.BatchNorm2d(8, affine=False), nn.ReLU())
-
-
-def channels_last(norm, x):
-    rectified(x.to(memory_format=torch.channels_last), norm, nn.ReLU())
 
 
 def in_half_precision(norm, x):
@@ -189,7 +217,7 @@ def compiled(norm, x):
 @pytest.mark.parametrize(
     'use',
     [
-        *(in_evaluation, averaging_all_batches, one_value, by_the_batch, channels_last),
+        *(in_evaluation, averaging_all_batches, one_value, by_the_batch),
         *(without_moving_statistics, without_weights),
         *(in_half_precision, with_statistics_of_other_dtype, hooked, hooked_activation, another_activation),
         *(another_norm, in_autocast, in_forward_mode, in_functional_gradients, compiled),
@@ -238,6 +266,25 @@ def test_statistics_of_wrong_tensors_are_refused():
         for running in ((wrong, good), (good, wrong)):
             with pytest.raises(RuntimeError):
                 torch.ops.ddf.batch_statistics_(x, *running, 0.1)
-    for map in (x.to(memory_format=torch.channels_last), x[:0], x.mT, x.half(), x[0], x.to('meta')):
+    for map in (x[:0], x.mT, x.half(), x[0], x.to('meta')):
         with pytest.raises(RuntimeError):
             torch.ops.ddf.batch_statistics_(map, good, good, 0.1)
+
+
+def test_gradients_of_wrong_tensors_are_refused():
+    good, values = torch.randn(2, 4, 5, 6), [torch.rand(4)] * 3
+    torch.ops.ddf.normalized_sum_gradients(good, good, [good, *values], [good, *values], False)
+    layouts = good.mT.contiguous().mT, good.to(memory_format=torch.channels_last)
+    for wrong in (torch.randn(2, 4, 5, 5), torch.randn(2, 4, 5), good[:0], *layouts, good.double(), good.to('meta')):
+        for maps in (
+            (wrong, good, good, good),
+            (good, wrong, good, good),
+            (good, good, wrong, good),
+            (good,) * 3 + (wrong,),
+        ):
+            with pytest.raises((RuntimeError, NotImplementedError)):
+                torch.ops.ddf.normalized_sum_gradients(*maps[:2], [maps[2], *values], [maps[3], *values], False)
+    for wrong_values in (values[:2], [torch.rand(5)] * 3, [torch.rand(4).double()] * 3, [torch.rand(8)[::2]] * 3):
+        for norms in (([good, *wrong_values], []), ([good, *values], [good, *wrong_values])):
+            with pytest.raises(RuntimeError, match='norm'):
+                torch.ops.ddf.normalized_sum_gradients(good, good, *norms, False)

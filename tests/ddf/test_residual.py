@@ -240,14 +240,15 @@ def gradients(block, x, shortcut, by_layers=False):
     return [output, *torch.autograd.grad(output, [x, shortcut, *block.parameters()], weights), *block.buffers()]
 
 
+@LAYOUTS
 @pytest.mark.parametrize('dtype', TOLERANCES, ids=str)
 @pytest.mark.parametrize('shape', [(2, 8, 5, 6), (3, 19, 7, 7), (2, 64, 24, 24), (5, 6, 1, 1)], ids=str)
 @pytest.mark.parametrize('downsample', DOWNSAMPLES, ids=lambda downsample: downsample.__name__)
-def test_equals_the_layers_in_training(downsample, shape, dtype):
+def test_equals_the_layers_in_training(downsample, shape, dtype, memory_format):
     batch, channels, height, width = shape
     block = Block(channels, downsample(4, channels)).to(dtype)
     size = shape if block.downsample is None else (batch, 4, 2 * height, 2 * width)
-    x, shortcut = torch.randn(shape, dtype=dtype), torch.randn(size, dtype=dtype)
+    x, shortcut = (torch.randn(of, dtype=dtype).to(memory_format=memory_format) for of in (shape, size))
     expected = gradients(copy.deepcopy(block), x, shortcut, by_layers=True)
     results = gradients(block, x, shortcut)
     assert block.passes == 1

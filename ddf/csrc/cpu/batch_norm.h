@@ -1,5 +1,5 @@
-// BatchNorm on dense maps: applied in one pass with the sum and the ReLU at the end of a residual block, in evaluation
-// and in training; and the statistics of a batch.
+// BatchNorm on dense maps, applied in one pass with the sum and the ReLU at the end of a residual block, in evaluation
+// and in training.
 #pragma once
 
 #include "affine.h"
@@ -57,63 +57,6 @@ void normalized_sum(const Call& call, const NormalizedSum& sum) {
               to + offset);
   };
   for_each_part(call, sum.channels_last, pixels, on_pixels, on_plane);
-}
-
-// The sum of a term of each element; `term` takes vectors and elements.
-template <typename A, typename Term>
-DDF_INLINE double sum_of(const A* from, int64_t count, const Term& term) {
-  constexpr int vectors = 4;
-  constexpr int64_t lanes = kLanes<A>;
-  Vector<A> sums[vectors];
-  clear(sums);
-  int64_t i = 0;
-  for (; i + vectors * lanes <= count; i += vectors * lanes) {
-    for (int v = 0; v < vectors; ++v) sums[v] += term(load(from + i + v * lanes));
-  }
-  for (; i + lanes <= count; i += lanes) sums[0] += term(load(from + i));
-  double sum = horizontal_sum<A>((sums[0] + sums[1]) + (sums[2] + sums[3]));
-  for (; i < count; ++i) sum += term(from[i]);
-  return sum;
-}
-
-// From the first one on: what lies far from zero, or is always the same, would be rounded with each addition.
-template <typename A>
-DDF_NOINLINE double sum_of_plane(const A* from, int64_t count) {
-  const A first = from[0];
-  return count * static_cast<double>(first) + sum_of(from, count, [&](const auto& x) { return x - first; });
-}
-
-template <typename A>
-DDF_NOINLINE double sum_of_squares(const A* from, int64_t count, A mean) {
-  return sum_of(from, count, [&](const auto& x) { return (x - mean) * (x - mean); });
-}
-
-// Of a contiguous map. The planes of a channel are read twice, the second time from the caches.
-template <typename A>
-void batch_statistics(const Call& call, const Statistics& to) {
-  const A* map = static_cast<const A*>(call.input.data);
-  const auto at = [](void* data, int64_t c) -> A& { return static_cast<A*>(data)[c]; };
-  const int64_t pixels = call.height * call.width;
-  const double count = call.batch * pixels;
-  parallel(call, call.channels, [&](int64_t begin, int64_t end) {
-    for (int64_t c = begin; c < end; ++c) {
-      const auto over_images = [&](const auto& of_plane) {
-        double sum = 0;
-        for (int64_t b = 0; b < call.batch; ++b) sum += of_plane(map + (b * call.channels + c) * pixels);
-        return sum;
-      };
-      const double mean = over_images([&](const A* plane) { return sum_of_plane(plane, pixels); }) / count;
-      const auto rounded = static_cast<A>(mean);
-      const double error = mean - rounded;
-      const double squares =
-          over_images([&](const A* plane) { return sum_of_squares(plane, pixels, rounded); }) - count * error * error;
-      at(to.mean, c) = rounded;
-      at(to.variance, c) = squares / count;
-      const auto move = [&](A& value, double towards) { value += to.momentum * (towards - value); };
-      move(at(to.running_mean, c), mean);
-      move(at(to.running_variance, c), squares / (count - 1));
-    }
-  });
 }
 
 }  // namespace

@@ -2,6 +2,8 @@
 #include "kernels.h"
 
 #include "batch_norm.h"
+#include "batch_norm_gradients.h"
+#include "batch_statistics.h"
 #include "capability.h"
 #include "pixels_filter_gradients.h"
 #include "pixels_gather.h"
@@ -110,6 +112,10 @@ void normalized_sum(const Call& call, const NormalizedSum& sum) {
   dispatch_wide(call, [&]<typename A>(A) { normalized_sum<A>(call, sum); });
 }
 
+void normalized_sum_gradients(const Call& call, const SumGradients& to) {
+  dispatch_wide(call, [&]<typename A>(A) { normalized_sum_gradients<A>(call, to); });
+}
+
 void batch_statistics(const Call& call, const Statistics& to) {
   dispatch_wide(call, [&]<typename A>(A) { batch_statistics<A>(call, to); });
 }
@@ -117,8 +123,8 @@ void batch_statistics(const Call& call, const Statistics& to) {
 }  // namespace
 
 Kernels DDF_NAMED(kernels_, DDF_CPU_CAPABILITY)() {
-  return {DDF_TEXT(DDF_CPU_CAPABILITY), forward,        input_gradient,  filter_gradients, dynamic_filter,
-          dynamic_filter_gradients,     normalized_sum, batch_statistics};
+  return {DDF_TEXT(DDF_CPU_CAPABILITY), forward,        input_gradient,           filter_gradients, dynamic_filter,
+          dynamic_filter_gradients,     normalized_sum, normalized_sum_gradients, batch_statistics};
 }
 
 }  // namespace ddf

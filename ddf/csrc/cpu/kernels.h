@@ -16,6 +16,7 @@ struct Kernels {
   void (*dynamic_filter)(const Call&, const Branches&);  // writes output, with filters that the branches predict
   void (*dynamic_filter_gradients)(const Call&, const Branches&, const WeightGradients&);  // writes grad_input, too
   void (*normalized_sum)(const Call&, const NormalizedSum&);                               // writes output
+  void (*normalized_sum_gradients)(const Call&, const SumGradients&);
   void (*batch_statistics)(const Call&, const Statistics&);
 };
 
