@@ -65,22 +65,22 @@ class _RectifiedSum(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         output, *saved = ctx.saved_tensors
         norms, needed = (saved[:4], saved[4:]), ctx.needs_input_grad
-        if torch.is_grad_enabled():
-            gradients = _differentiable_gradients(grad_output, output, norms, ctx.eps, needed)
-        else:
+        if guards.wants_values_alone(grad_output):
             grad_output = grad_output.contiguous(memory_format=memory_format_of(output))
             gradients = normalized_sum_gradients(grad_output, output, *norms, adds_shortcut=needed[3])
+        else:
+            gradients = _gradients_by_torch(grad_output, output, norms, ctx.eps, needed)
         return *(gradient if wanted else None for gradient, wanted in zip(gradients, needed, strict=False)), None, None
 
 
-def _differentiable_gradients(
+def _gradients_by_torch(
     grad_output: Tensor,
     output: Tensor,
     norms: tuple[list[Tensor], list[Tensor]],
     eps: tuple[float, float],
     needed: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...]:
-    """Of map, weight and bias, and of the shortcut's, with torch's operators, which have derivatives themselves."""
+    """Of map, weight and bias, and of the shortcut's, where derivatives of theirs or a transform ask more."""
     grad_sum = torch.ops.aten.threshold_backward(grad_output, output, 0)
     gradients = _norm_gradients(grad_sum, norms[0], eps[0], needed[:3])
     if norms[1]:

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from . import reference
+from . import guards, reference
 from .schemas import dynamic_filter_gradients, dynamic_filter_predictions, forward
 
 _WEIGHTS = 7  # of spatial layer, squeeze and excite, each with a bias, and the scale of the channel filter's FilterNorm
@@ -42,19 +41,10 @@ class _DynamicFilter(torch.autograd.Function):
         if grad_output is None:
             return (None,) * (_WEIGHTS + 2)
         saved = ctx.saved_tensors
-        if _wants_values_alone(grad_output):
+        if guards.wants_values_alone(grad_output):
             return *dynamic_filter_gradients(grad_output, *saved, *ctx.settings), None
         arguments = saved[: _WEIGHTS + 1]
         return *_gradients_of_layers(grad_output, arguments, ctx.settings, ctx.needs_input_grad), None
-
-
-def _wants_values_alone(grad_output: Tensor) -> bool:
-    return not (
-        torch.is_grad_enabled()
-        or forward_ad._current_level >= 0
-        or torch._C._are_functorch_transforms_active()
-        or type(grad_output) is not Tensor
-    )
 
 
 def _gradients_of_layers(

@@ -1,5 +1,5 @@
-"""Where a call of the compiled library may take the place of layers: the questions that `ddf.fused` and `ddf.residual`
-share."""
+"""Where a call of the compiled library may take the place of layers: the questions that `ddf.fused`, `ddf.residual` and
+`ddf.batch_norm` share."""
 
 import functools
 from typing import Any
@@ -40,6 +40,17 @@ def has_kernel() -> bool:
 @functools.cache
 def _has_kernel() -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key('ddf::dynamic_filter', 'CPU')
+
+
+def wants_values_alone(grad_output: Tensor) -> bool:
+    """Whether a call may give gradients: they need no derivatives of their own, and no transform looks on."""
+    return not (
+        torch.is_grad_enabled()
+        or forward_ad._current_level >= 0
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._functorch.is_legacy_batchedtensor(grad_output)  # torch.autograd.grad(is_grads_batched=True)
+        or type(grad_output) is not Tensor
+    )
 
 
 def _is_unobserved(with_gradients: bool) -> bool:

@@ -61,6 +61,15 @@ def test_gradients_of_any_layout_are_taken(layout):
 
 
 @LAYOUTS
+def test_batched_gradients_are_those_of_the_layers(layout):
+    norm, x = norm_of(4), torch.randn(2, 4, 5, 6).to(memory_format=layout).requires_grad_()
+    inputs, weights = [x, *norm.parameters()], torch.randn(3, 2, 4, 5, 6)
+    results = torch.autograd.grad(rectified(x, norm, nn.ReLU()), inputs, weights, is_grads_batched=True)
+    expected = torch.autograd.grad(norm(x).relu(), inputs, weights, is_grads_batched=True)
+    torch.testing.assert_close(results, expected, rtol=1e-4, atol=1e-5)
+
+
+@LAYOUTS
 @pytest.mark.parametrize('offset', [0, 1e3, 1e6])
 def test_statistics_are_as_exact_as_torchs(offset, layout):
     """The variance of values that are far from zero is a small difference of large sums, if it is taken so."""
