@@ -86,6 +86,13 @@ static inline void emulated_mask_storeu_ps(float* to, __mmask16 mask, __m512 val
   }
 }
 
+static inline void emulated_mask_storeu_epi16(void* to, __mmask16 mask, __m256i value) {
+  const auto lanes = EmulatedLanes<unsigned short>::of(value);
+  for (int i = 0; i < 16; ++i) {
+    if (mask >> i & 1) __builtin_memcpy(static_cast<char*>(to) + 2 * i, &lanes.lane[i], 2);
+  }
+}
+
 static inline __m512 emulated_mask3_fmadd_ps(__m512 a, __m512 b, __m512 sum, __mmask16 mask) {
   const auto x = EmulatedFloats::of(a), y = EmulatedFloats::of(b), z = EmulatedFloats::of(sum);
   return emulated_where(mask, z, [&](int i) { return __builtin_fmaf(x.lane[i], y.lane[i], z.lane[i]); }).as<__m512>();
@@ -152,6 +159,7 @@ static inline __m512 emulated_zextps128_ps512(__m128 four) {
 #define _mm512_cvtepi32_epi16 emulated_cvtepi32_epi16
 #define _mm512_maskz_loadu_ps emulated_maskz_loadu_ps
 #define _mm512_mask_storeu_ps emulated_mask_storeu_ps
+#define _mm256_mask_storeu_epi16 emulated_mask_storeu_epi16
 #define _mm512_mask3_fmadd_ps emulated_mask3_fmadd_ps
 #define _mm512_maskz_mul_ps emulated_maskz_mul_ps
 #define _mm512_set1_epi32 emulated_set1_epi32

@@ -200,6 +200,32 @@ def test_half_precision_is_rounded_to_nearest(dtype, memory_format, kernel_size)
     torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize('size', [(9, 23), (7, 7), (16, 16), (5, 50), (3, 11)], ids=str)
+@pytest.mark.parametrize('kernel_size', [3, 5])
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_rounds_the_sum(dtype, kernel_size, size):
+    """Sums of integers, exact in float whatever their order: many are ties, some infinite or NaN, most tiles finite."""
+    generator = torch.Generator().manual_seed(0)
+
+    def integers(*shape, most):
+        values = torch.randint(1, most + 1, shape, generator=generator)
+        return (values * (2 * torch.randint(2, shape, generator=generator) - 1)).to(dtype)
+
+    input = integers(2, 48, *size, most=256)
+    input.flatten()[::97] *= 64  # some sums lie beyond the range of float16
+    for place, value in enumerate((float('nan'), float('inf'), -float('inf'))):
+        input.flatten()[211 * place :: 1511] = value
+    filters = integers(2, 48, kernel_size, kernel_size, most=8), integers(2, kernel_size**2, *size, most=8)
+    settings = 1, 1, 1, 'mul', None
+    sums = reference.forward(*(tensor.double() for tensor in (input, *filters)), *settings)
+    expected = sums.to(dtype)
+    assert expected.isinf().any()
+    assert expected.isnan().any()
+    assert (expected != sums).any()
+    found = operators.forward(input, *filters, *settings)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize('kernel_combine', ['mul', 'add'])
 @pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize('kernel_size', [3, 5, 7])

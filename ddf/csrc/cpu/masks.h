@@ -27,6 +27,14 @@ DDF_INLINE void store_masked(float* to, Vector<float> value, Mask mask) {
     if (mask >> i & 1) to[i] = value[i];
   }
 }
+
+template <typename T>
+DDF_INLINE void store_masked(T* to, Vector<float> value, Mask mask) {
+  const auto narrowed = Conversion<T, kLanes<float>>::narrowed(value);
+  for (int i = 0; i < kLanes<float>; ++i) {
+    if (mask >> i & 1) to[i].bits = narrowed[i];
+  }
+}
 #else
 DDF_INLINE Vector<float> load_masked(const float* from, Mask mask) {
   return same_bits<Vector<float>>(_mm512_maskz_loadu_ps(mask, from));
@@ -35,7 +43,31 @@ DDF_INLINE Vector<float> load_masked(const float* from, Mask mask) {
 DDF_INLINE void store_masked(float* to, Vector<float> value, Mask mask) {
   _mm512_mask_storeu_ps(to, mask, same_bits<__m512>(value));
 }
+
+// In half precision.
+template <typename T>
+DDF_INLINE void store_masked(T* to, Vector<float> value, Mask mask) {
+  _mm256_mask_storeu_epi16(to, mask, same_bits<__m256i>(Conversion<T, kLanes<float>>::narrowed(value)));
+}
 #endif
+
+// Two vectors side by side as BFloat16. NaN may become anything.
+DDF_INLINE Lanes<uint16_t, 2 * kLanes<float>> narrowed_pair(Vector<float> first, Vector<float> second) {
+  using Words = Vector<uint32_t>;
+  using Halves = Lanes<uint16_t, 2 * kLanes<float>>;
+  const Words low = Conversion<BFloat16, kLanes<float>>::rounded(same_bits<Words>(first));
+  const Words high = Conversion<BFloat16, kLanes<float>>::rounded(same_bits<Words>(second));
+  return every_second<1, uint16_t>(same_bits<Halves>(low), same_bits<Halves>(high));
+}
+
+template <int count>
+DDF_INLINE bool any_nan(const Vector<float> (&pairs)[count][2]) {
+  Mask found = 0;
+  for (const auto& pair : pairs) {
+    found |= _mm512_cmp_ps_mask(same_bits<__m512>(pair[0]), same_bits<__m512>(pair[1]), _CMP_UNORD_Q);
+  }
+  return found != 0;
+}
 
 // sum + a * b in the lanes of the mask; costs as much as without one, where masking a load costs an instruction.
 DDF_INLINE Vector<float> add_product(Vector<float> sum, Vector<float> a, Vector<float> b, Mask mask) {

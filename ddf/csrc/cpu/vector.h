@@ -115,22 +115,33 @@ struct Conversion<BFloat16, lanes> {
 #endif
     return same_bits<F>(convert_lanes<lanes, W>(load_raw<N>(from)) << 16);
   }
-  // To nearest, ties to even; NaN stays NaN.
-  static DDF_INLINE void store(BFloat16* to, F value) {
-    const W bits = same_bits<W>(value);
+  // To nearest, ties to even, in the upper half of the bits; NaN may become anything.
+  static DDF_INLINE W rounded(W bits) {
 #if defined(__AVX512F__)
-    if constexpr (lanes == 16) {  // the same with additions under masks, where the compiler would blend and permute
-      const __m512i before = same_bits<__m512i>(value), up = _mm512_set1_epi32(0x8000);
+    if constexpr (lanes == 16) {  // with an addition under a mask, where the compiler would blend
+      const __m512i before = same_bits<__m512i>(bits);
       const __mmask16 is_odd = _mm512_test_epi32_mask(before, _mm512_set1_epi32(0x10000));
-      const __mmask16 is_nan = _mm512_cmp_ps_mask(same_bits<__m512>(value), same_bits<__m512>(value), _CMP_UNORD_Q);
-      __m512i rounded = _mm512_mask_add_epi32(same_bits<__m512i>(bits + 0x7fff), is_odd, before, up);
-      rounded = _mm512_mask_or_epi32(rounded, is_nan, before, _mm512_set1_epi32(0x400000));
-      return store_raw(to, _mm512_cvtepi32_epi16(same_bits<__m512i>(same_bits<W>(rounded) >> 16)));
+      return same_bits<W>(
+          _mm512_mask_add_epi32(same_bits<__m512i>(bits + 0x7fff), is_odd, before, _mm512_set1_epi32(0x8000)));
     }
 #endif
-    const W rounded = bits + ((bits & 0x10000) != 0 ? W{} + 0x8000 : W{} + 0x7fff);
-    store_raw(to, convert_lanes<lanes, N>((value == value ? rounded : bits | 0x400000) >> 16));
+    return bits + ((bits & 0x10000) != 0 ? W{} + 0x8000 : W{} + 0x7fff);
   }
+
+  // NaN stays NaN.
+  static DDF_INLINE N narrowed(F value) {
+    const W bits = same_bits<W>(value);
+#if defined(__AVX512F__)
+    if constexpr (lanes == 16) {  // in one instruction each, where the compiler would blend and permute
+      const __mmask16 is_nan = _mm512_cmp_ps_mask(same_bits<__m512>(value), same_bits<__m512>(value), _CMP_UNORD_Q);
+      const __m512i either = _mm512_mask_or_epi32(same_bits<__m512i>(rounded(bits)), is_nan, same_bits<__m512i>(bits),
+                                                  _mm512_set1_epi32(0x400000));
+      return same_bits<N>(_mm512_cvtepi32_epi16(same_bits<__m512i>(same_bits<W>(either) >> 16)));
+    }
+#endif
+    return convert_lanes<lanes, N>((value == value ? rounded(bits) : bits | 0x400000) >> 16);
+  }
+  static DDF_INLINE void store(BFloat16* to, F value) { store_raw(to, narrowed(value)); }
 };
 
 template <int lanes>
@@ -156,12 +167,12 @@ struct Conversion<Half, lanes> {
   }
 
   // To nearest, ties to even; NaN stays NaN.
-  static DDF_INLINE void store(Half* to, F value) {
+  static DDF_INLINE N narrowed(F value) {
 #if defined(__F16C__)
-    if constexpr (lanes == 8) return store_raw(to, _mm256_cvtps_ph(same_bits<__m256>(value), 0));
+    if constexpr (lanes == 8) return same_bits<N>(_mm256_cvtps_ph(same_bits<__m256>(value), 0));
 #endif
 #if defined(__AVX512F__)
-    if constexpr (lanes == 16) return store_raw(to, _mm512_cvtps_ph(same_bits<__m512>(value), 0));
+    if constexpr (lanes == 16) return same_bits<N>(_mm512_cvtps_ph(same_bits<__m512>(value), 0));
 #endif
     const W bits = same_bits<W>(value);
     const W magnitude = bits & 0x7fffffff;
@@ -170,8 +181,9 @@ struct Conversion<Half, lanes> {
     const W subnormal = same_bits<W>(same_bits<F>(magnitude) + 0.5f) - 0x3f000000;
     const W finite = magnitude < 0x38800000 ? subnormal : normal;
     const W special = magnitude > 0x7f800000 ? finite * 0 + 0x7e00 : finite * 0 + 0x7c00;
-    store_raw(to, convert_lanes<lanes, N>((magnitude >= 0x477ff000 ? special : finite) | (bits >> 16 & 0x8000)));
+    return convert_lanes<lanes, N>((magnitude >= 0x477ff000 ? special : finite) | (bits >> 16 & 0x8000));
   }
+  static DDF_INLINE void store(Half* to, F value) { store_raw(to, narrowed(value)); }
 };
 
 template <typename T>

@@ -4,8 +4,8 @@
 // A plane is taken as one long row: a tap reads it at a constant distance from the output, and a mask clears the lanes
 // in which that misses the map, above or below or by running into the neighbouring row. So vectors are full whatever
 // the width, and maps in float are read and written where they lie. A task is a range of vectors of some channels of
-// one image and head. Maps in half precision are converted in scratch, a few vectors at a time; filters that pass
-// FilterNorm first or that the caches would not serve well are copied there.
+// one image and head. What is read of maps in half precision is converted in scratch, a few vectors at a time;
+// filters that pass FilterNorm first or that the caches would not serve well are copied there.
 #pragma once
 
 #include "planes.h"
@@ -73,13 +73,11 @@ class WholePlanesWorker {
     const int64_t filter = round_up(kPlaneChannels * taps_of(call), kLanes<float>);
     const int64_t spatial = taps_of(call) * (!spatial_in_tensor() ? pitch : packs_spatial() ? tile : 0);
     const int64_t maps = in_tensors() ? 0 : (kPlaneChannels + 2) * pitch;
-    const int64_t outputs = in_tensors() ? 0 : kPlaneChannels * kBlockPitch;
     const int64_t masks = ceil_divide(rows.taps * columns.taps * tiling.tile_vectors, 2);
-    filter_ = thread_scratch<float>(filter + spatial + maps + outputs + masks);
+    filter_ = thread_scratch<float>(filter + spatial + maps + masks);
     spatial_scratch_ = {filter_ + filter, {}, pitch};
     source_scratch_ = {spatial_scratch_.data + spatial + pitch, {}, pitch};
-    output_scratch_ = spatial_scratch_.data + spatial + maps;
-    masks_ = reinterpret_cast<Mask*>(output_scratch_ + outputs);
+    masks_ = reinterpret_cast<Mask*>(spatial_scratch_.data + spatial + maps);
   }
 
   void run(int64_t task) {
@@ -95,9 +93,7 @@ class WholePlanesWorker {
   }
 
  private:
-  // Positions that are converted at once; and between the channels of their outputs in scratch, so that those do not
-  // take a share of every place in the first cache.
-  static constexpr int64_t kBlock = 8 * kLanes<float>, kBlockPitch = kBlock + 2 * kLanes<float>;
+  static constexpr int64_t kBlock = 8 * kLanes<float>;  // positions that are converted at once
 
   bool in_tensors() const { return __is_same(T, float); }
   bool spatial_in_tensor() const {
@@ -183,12 +179,13 @@ class WholePlanesWorker {
     group.positions = positions();
     T* output = at<T>(output_, image, channel);
     const T* source = at<const T>(source_, image, channel);
+    group.output = output;
+    group.output_channel = output_.channel;
+    group.dtype = call_.dtype;
     group.prefetch = prefetch(source, output);
     if constexpr (__is_same(T, float)) {
       group.source = source + first_tap_;
       group.source_channel = source_.channel;
-      group.output = output;
-      group.output_channel = output_.channel;
       const Range map = readable_vectors(call_, source_, positions(), image, channel, kPlaneChannels,
                                          {first_tap_, last_tap_ + kReadBeyond});
       group.readable = common(map, readable_weights_);
@@ -196,9 +193,8 @@ class WholePlanesWorker {
     } else {
       group.source = source_scratch_.origin() + first_tap_;
       group.source_channel = source_scratch_.pitch;
-      group.output_channel = kBlockPitch;
       group.readable = vectors_;
-      gather_in_scratch(group, source, output);
+      gather_in_scratch(group, source);
     }
   }
 
@@ -228,21 +224,16 @@ class WholePlanesWorker {
 
   // A few vectors at a time, which stay in the first cache between conversions and use. Scratch is written in whole
   // lines: `reach_` is one of vectors.
-  void gather_in_scratch(PlaneGroup& group, const T* source, T* output) {
+  void gather_in_scratch(const PlaneGroup& group, const T* source) {
     constexpr int64_t lanes = kLanes<float>;
     Range inputs{0, source_scratch_.positions.begin};
     for (int64_t v = vectors_.begin; v < vectors_.end; v += kBlock / lanes) {
       const Range vectors{v, smaller(v + kBlock / lanes, vectors_.end)};
-      const Range outputs{v * lanes, smaller(vectors.end * lanes, positions())};
       inputs = {inputs.end, smaller(vectors.end * lanes + reach_, source_scratch_.positions.end)};
       for (int i = 0; i < kPlaneChannels; ++i) {
         source_scratch_.load(i, inputs, source + i * source_.channel, source_, call_.width);
       }
-      group.output = output_scratch_ - outputs.begin;
       gather(group, vectors);
-      for (int i = 0; i < kPlaneChannels; ++i) {
-        copy(output + i * output_.channel + outputs.begin, output_scratch_ + i * kBlockPitch, outputs.size());
-      }
     }
   }
 
@@ -261,7 +252,7 @@ class WholePlanesWorker {
   const int64_t first_tap_, last_tap_;  // from an output to what its first and last tap read
   const Range inner_;                   // vectors whose taps read nothing outside of their plane
   const int64_t reach_;                 // how far from an output its taps read, in whole vectors
-  float *filter_, *output_scratch_;
+  float* filter_;
   Mask* masks_;
   PlaneScratch spatial_scratch_, source_scratch_;
   PlaneWeights weights_{};

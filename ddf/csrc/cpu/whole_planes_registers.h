@@ -64,8 +64,9 @@ struct PlaneGroup {
   const float* channel_filter;  // (channels, taps)
   const Mask* masks;            // for vector 0, (taps, vectors)
   int64_t masks_tap;
-  float* output;
+  void* output;
   int64_t output_channel;
+  Dtype dtype;        // of the outputs
   int64_t positions;  // of a plane
   Range readable;     // vectors for which whole ones may be read at every tap, on the map or not
   PlanePrefetch prefetch;
@@ -130,9 +131,68 @@ DDF_INLINE bool misses_map(const Mask* masks) {
   return any == 0;
 }
 
+// The sums of a tile, (channels, vectors), to outputs of type T; lanes behind the plane are left out.
+template <typename T>
+void store_tile(const PlaneGroup& group, int64_t position, const float* sums, int vectors) {
+  T* to = static_cast<T*>(group.output) + position;
+  for (int i = 0; i < kPlaneChannels; ++i, to += group.output_channel) {
+    for (int v = 0; v < vectors; ++v, sums += kLanes<float>) {
+      const int first = v * kLanes<float>;
+      store_masked(to + first, load(sums), first_lanes(group.positions - position - first));
+    }
+  }
+}
+
+// The same in half precision, for any values and any number of lanes; what is common does not come here.
+inline DDF_NOINLINE void store_narrow_tile(const PlaneGroup& group, int64_t position, const float* sums, int vectors) {
+  if (group.dtype == Dtype::bfloat16) return store_tile<BFloat16>(group, position, sums, vectors);
+  store_tile<Half>(group, position, sums, vectors);
+}
+
+// Stores two whole vectors for each channel in half precision, unless one of them holds NaN and is to be a BFloat16.
+DDF_INLINE bool store_narrow_pairs(const PlaneGroup& group, int64_t position,
+                                   const Vector<float> (&sums)[kPlaneChannels][2]) {
+  if (group.dtype == Dtype::bfloat16) {
+    if (any_nan(sums)) return false;
+    unrolled<kPlaneChannels>([&]<int i>() DDF_ALWAYS_INLINE {
+      store_raw(static_cast<BFloat16*>(group.output) + i * group.output_channel + position,
+                narrowed_pair(sums[i][0], sums[i][1]));
+    });
+  } else {
+    unrolled<kPlaneChannels>([&]<int i>() DDF_ALWAYS_INLINE {
+      Half* to = static_cast<Half*>(group.output) + i * group.output_channel + position;
+      for (int v = 0; v < 2; ++v) store(to + v * kLanes<float>, sums[i][v]);
+    });
+  }
+  return true;
+}
+
+template <int vectors>
+DDF_INLINE void store_sums(const PlaneGroup& group, int64_t position,
+                           const Vector<float> (&sums)[kPlaneChannels][vectors]) {
+  constexpr int lanes = kLanes<float>;
+  const int64_t left = group.positions - position;
+  if (group.dtype == Dtype::float32) {
+    float* output = static_cast<float*>(group.output) + position;
+    return unrolled<vectors>([&]<int v>() DDF_ALWAYS_INLINE {
+      const Mask mask = first_lanes(left - v * lanes);
+      unrolled<kPlaneChannels>([&]<int i>() DDF_ALWAYS_INLINE {
+        store_masked(output + i * group.output_channel + v * lanes, sums[i][v], mask);
+      });
+    });
+  }
+  if constexpr (vectors == 2) {
+    if (left >= vectors * lanes && store_narrow_pairs(group, position, sums)) return;
+  }
+  alignas(kVectorBytes) float tile[kPlaneChannels * vectors * lanes];
+  unrolled<kPlaneChannels * vectors>(
+      [&]<int k>() DDF_ALWAYS_INLINE { store(tile + k * lanes, sums[k / vectors][k % vectors]); });
+  store_narrow_tile(group, position, tile, vectors);
+}
+
 template <Combine combine, int taps, int step, int vectors, Reads reads>
 DDF_INLINE void gather_vectors(const PlaneGroup& group, const Mask* tap_masks, int64_t position) {
-  constexpr int lanes = kLanes<float>, parts = step > 0 ? ceil_divide(taps, kSharedTaps) : taps;
+  constexpr int parts = step > 0 ? ceil_divide(taps, kSharedTaps) : taps;
   Vector<float> sums[kPlaneChannels][vectors];
   clear(sums);
   for (int64_t n = 0; n < taps; ++n) {
@@ -142,12 +202,7 @@ DDF_INLINE void gather_vectors(const PlaneGroup& group, const Mask* tap_masks, i
       add_taps<combine, taps, step, first, count, vectors, reads>(group, tap_masks, position, n, sums);
     });
   }
-  unrolled<vectors>([&]<int v>() DDF_ALWAYS_INLINE {
-    const Mask mask = first_lanes(group.positions - position - v * lanes);
-    unrolled<kPlaneChannels>([&]<int i>() DDF_ALWAYS_INLINE {
-      store_masked(group.output + i * group.output_channel + position + v * lanes, sums[i][v], mask);
-    });
-  });
+  store_sums(group, position, sums);
 }
 
 // The same for any distance between tap columns.
@@ -161,7 +216,12 @@ constexpr int64_t kFewPositions = 2;  // at the end of a plane: taken one by one
 // The positions of a plane from `position` on, in the last vector. Most of their taps miss the map.
 template <Combine combine, int taps>
 DDF_NOINLINE void gather_last(const PlaneGroup& group, const Mask* tap_masks, int64_t position) {
-  const float* at_vector = group.weights.data + position / kLanes<float> * group.weights.vector;
+  constexpr int lanes = kLanes<float>;
+  const float* at_vector = group.weights.data + position / lanes * group.weights.vector;
+  alignas(kVectorBytes) float last[kPlaneChannels * lanes];
+  const bool is_narrow = group.dtype != Dtype::float32;
+  float* to = is_narrow ? last : static_cast<float*>(group.output) + position;
+  const int64_t to_channel = is_narrow ? lanes : group.output_channel;
   for (int lane = 0; position + lane < group.positions; ++lane) {
     const float *source[taps * taps], *filter[taps * taps];
     float spatial[taps * taps];
@@ -179,9 +239,10 @@ DDF_NOINLINE void gather_last(const PlaneGroup& group, const Mask* tap_masks, in
       for (int64_t t = 0; t < count; ++t) {
         sum += tap_weight<combine>(filter[t][i * taps * taps], spatial[t]) * source[t][i * group.source_channel];
       }
-      group.output[i * group.output_channel + position + lane] = sum;
+      to[i * to_channel + lane] = sum;
     }
   }
+  if (is_narrow) store_narrow_tile(group, position, last, 1);
 }
 
 // The vectors of a range. Those in `inner` read nothing outside of their planes. `step`: between tap columns; 0: any.
