@@ -54,7 +54,7 @@ def normalized(x: Tensor, values: list[Tensor], eps: float) -> Tensor:
     """A BatchNorm in evaluation; without values x itself."""
     if not values:
         return x
-    weight, bias, mean, variance = (value.to(x.dtype)[:, None, None] for value in values)
+    weight, bias, mean, variance = (value.double()[:, None, None] for value in values)
     return (x - mean) / (variance + eps).sqrt() * weight + bias
 
 
@@ -86,30 +86,20 @@ def random_branches_call(choose: random.Random) -> BranchesCall:
 
 
 def compare_branches(call: BranchesCall) -> None:
-    with_gradients = not any(call.norms)
-    exact = results_by_definition(call, torch.float64, with_gradients)
-    plain = results_by_definition(call, call.tensors[0].dtype, with_gradients)
-    check_result('output', call.run(), exact[0], plain[0], call)
-    if with_gradients:
-        names = ('output', *(f'gradient {position}' for position in range(len(call.tensors))))
-        for name, result, *expected in zip(names, call.run_training(), exact, plain):
-            check_result(name, result, *expected, call)
+    tensors = [tensor.double().requires_grad_() for tensor in call.tensors]
+    exact = call.by_definition(*tensors)
+    check_result('output', call.run(), exact, call)
+    if not any(call.norms):
+        names = ('output', *(f'gradient {position}' for position in range(len(tensors))))
+        gradients = torch.autograd.grad(exact, tensors, call.grad_output.double())
+        for name, result, expected in zip(names, call.run_training(), (exact, *gradients)):
+            check_result(name, result, expected, call)
 
 
-def results_by_definition(call: BranchesCall, dtype: torch.dtype, with_gradients: bool) -> list[Tensor]:
-    """Output, and gradients of all tensors, with torch's layers in a dtype."""
-    tensors = [tensor.detach().to(dtype).requires_grad_() for tensor in call.tensors]
-    output = call.by_definition(*tensors)
-    gradients = torch.autograd.grad(output, tensors, call.grad_output.to(dtype)) if with_gradients else ()
-    return [output.detach(), *gradients]
-
-
-def check_result(name: str, result: Tensor, exact: Tensor, plain: Tensor, call: BranchesCall) -> None:
-    """Sums of products of sums: the errors of one are the terms of the next, and where those are small differences
-    torch's layers in the call's own dtype are no nearer."""
+def check_result(name: str, result: Tensor, expected: Tensor, call: BranchesCall) -> None:
     x = call.tensors[0]
     memory_format = reference.memory_format_of(x) if result.dim() == 4 else torch.contiguous_format
-    error = check.error(result, exact, x.dtype, memory_format)
-    of_layers = ((plain - exact).abs().max() / exact.abs().max().clamp(min=1e-300)).item()
-    if error > max(30 * check.tolerance(x.dtype), 8 * of_layers):
-        raise SystemExit(f'error {error} of {name}, of the layers {of_layers}, in {call.label}')
+    # sums of products of sums: the errors of one are the terms of the next
+    error = check.error(result, expected.detach(), x.dtype, memory_format)
+    if error > 30 * check.tolerance(x.dtype):
+        raise SystemExit(f'error {error} of {name} in {call.label}')
