@@ -124,11 +124,9 @@ def _normalized_sum_gradients_shape(
     _require_one_device(grad_output, output, *norm, *shortcut_norm)
     shapes = [output.shape, *[output.shape[1:2]] * 2]
     shortcut_shapes = shapes if shortcut_norm else [output.shape if adds_shortcut else (0,), (0,), (0,)]
-    return (
-        *(
-            _empty(shape, like=output) if len(shape) == 4 else output.new_empty(shape)
-            for shape in (*shapes, *shortcut_shapes)
-        ),
+    return tuple(
+        _empty(shape, like=output) if len(shape) == 4 else output.new_empty(shape)
+        for shape in (*shapes, *shortcut_shapes)
     )
 
 

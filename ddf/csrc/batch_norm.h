@@ -26,7 +26,7 @@ void normalized_sum(const Tensor& output, const Tensor& map, const std::vector<T
   Call call = make_map_call<Device>(map);
   const bool channels_last = is_dense_channels_last(map);
   const auto check_like_map = [&](const Tensor& other) {
-    check(is_like_map(other, map, channels_last, {call.batch, call.channels, call.height, call.width}),
+    check(is_like_map(other, map, channels_last),
           "expected output and shortcut of the map's shape, type, device and layout");
   };
   check_like_map(output);
@@ -43,13 +43,8 @@ void normalized_sum(const Tensor& output, const Tensor& map, const std::vector<T
 inline NormGradients make_norm_gradients(const std::vector<Tensor>& norm, const Tensor& like, bool channels_last,
                                          std::array<Tensor, 3>& to) {
   check(norm.size() == 4, "expected map, weight, mean and inverse standard deviation of a norm");
-  check(like.dim() == 4 &&
-            is_like_map(norm[0], like, channels_last, {like.size(0), like.size(1), like.size(2), like.size(3)}),
-        "expected maps of the output's shape, type, device and layout");
-  for (size_t i = 1; i < norm.size(); ++i) {
-    check(is_weight(norm[i], like, like.size(1), 1),
-          "expected dense values of a norm for each channel, of the map's type and device");
-  }
+  check(is_like_map(norm[0], like, channels_last), "expected maps of the output's shape, type, device and layout");
+  for (size_t i = 1; i < norm.size(); ++i) check_norm_value(norm[i], like);
   to = {empty_like(like, like.sizes()), torch::stable::new_empty(like, {like.size(1)}),
         torch::stable::new_empty(like, {like.size(1)})};
   return {norm[0].const_data_ptr(), norm[1].const_data_ptr(), norm[2].const_data_ptr(), norm[3].const_data_ptr(),
@@ -64,7 +59,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> normalized_sum_gradie
     const std::vector<Tensor>& shortcut_norm, bool adds_shortcut) {
   Call call = make_map_call<Device>(output);
   const bool channels_last = is_dense_channels_last(output);
-  check(is_like_map(grad_output, output, channels_last, {call.batch, call.channels, call.height, call.width}),
+  check(is_like_map(grad_output, output, channels_last),
         "expected a gradient of the output's shape, type, device and layout");
   const auto nothing = [&] { return torch::stable::new_empty(output, {0}); };
   std::array<Tensor, 3> of_map, of_shortcut{nothing(), nothing(), nothing()};

@@ -25,6 +25,10 @@ inline bool is_like_map(const Tensor& tensor, const Tensor& map, bool channels_l
          (channels_last ? has_channels_last_strides(tensor) : tensor.is_contiguous());
 }
 
+inline bool is_like_map(const Tensor& tensor, const Tensor& map, bool channels_last) {
+  return is_like_map(tensor, map, channels_last, {map.size(0), map.size(1), map.size(2), map.size(3)});
+}
+
 // Whether a weight is of the map's type and device, and dense, with `rows` rows of `columns`.
 inline bool is_weight(const Tensor& weight, const Tensor& input, int64_t rows, int64_t columns) {
   return weight.dim() > 0 && weight.size(0) == rows && columns > 0 && weight.numel() / columns == rows &&
@@ -32,13 +36,15 @@ inline bool is_weight(const Tensor& weight, const Tensor& input, int64_t rows, i
          weight.scalar_type() == input.scalar_type();
 }
 
+inline void check_norm_value(const Tensor& value, const Tensor& map) {
+  check(is_weight(value, map, map.size(1), 1),
+        "expected dense values of a norm for each channel, of the map's type and device");
+}
+
 inline Norm make_norm(const std::vector<Tensor>& values, double eps, const Tensor& input) {
   if (values.empty()) return {};
   check(values.size() == 4, "expected weight, bias, mean and variance of a norm, or nothing");
-  for (const Tensor& value : values) {
-    check(is_weight(value, input, input.size(1), 1),
-          "expected dense values of a norm for each channel, of the map's type and device");
-  }
+  for (const Tensor& value : values) check_norm_value(value, input);
   return {values[0].const_data_ptr(), values[1].const_data_ptr(), values[2].const_data_ptr(),
           values[3].const_data_ptr(), eps};
 }

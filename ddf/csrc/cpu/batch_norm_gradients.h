@@ -67,7 +67,7 @@ class SumBackward {
   void on_planes() const {
     parallel(call_, channels_, [&](int64_t begin, int64_t end) {
       for (int64_t c = begin; c < end; ++c) {
-        double sums[1 + norms] = {};
+        double sums[kTerms] = {};
         for (int64_t b = 0; b < call_.batch; ++b) add_plane((b * channels_ + c) * pixels_, c, sums);
         end_sums(c, sums);
         for (int64_t b = 0; b < call_.batch; ++b) write_plane((b * channels_ + c) * pixels_, c);
@@ -95,10 +95,15 @@ class SumBackward {
  private:
   static constexpr int kTerms = 1 + norms;
 
+  template <typename V>
+  DDF_INLINE V passed_at(int64_t place) const {
+    return passed(load_raw<V>(grad_ + place), load_raw<V>(output_ + place));
+  }
+
   // g, and its products with the maps' deviations.
   template <typename V>
   DDF_INLINE void terms_at(int64_t place, const V (&means)[norms], V (&values)[kTerms]) const {
-    values[0] = passed(load_raw<V>(grad_ + place), load_raw<V>(output_ + place));
+    values[0] = passed_at<V>(place);
     for (int i = 0; i < norms; ++i) values[1 + i] = values[0] * (load_raw<V>(norms_[i].map + place) - means[i]);
   }
 
@@ -150,7 +155,7 @@ class SumBackward {
   // The gradients of the maps. `of` gives the values of the channels at that place.
   template <typename V, typename Of>
   DDF_INLINE void write_at(int64_t place, const Of& of) const {
-    const V grad = passed(load_raw<V>(grad_ + place), load_raw<V>(output_ + place));
+    const V grad = passed_at<V>(place);
     if (grad_sum_ != nullptr) store_raw(grad_sum_ + place, grad);
     for (int i = 0; i < norms; ++i) {
       const NormTerm<A>& norm = norms_[i];
