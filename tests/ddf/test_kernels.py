@@ -229,18 +229,27 @@ def test_half_precision_rounds_the_sum(dtype, kernel_size, size):
 @pytest.mark.parametrize('kernel_combine', ['mul', 'add'])
 @pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize('kernel_size', [3, 5, 7])
-def test_nan_reaches_what_its_taps_reach(kernel_size, memory_format, kernel_combine):
-    """NaN does not reach the other end of a row or the neighbouring plane, which lie next to it in memory."""
+@pytest.mark.parametrize('value', [float('nan'), float('inf')], ids=str)
+def test_values_without_end_reach_what_their_taps_reach(value, kernel_size, memory_format, kernel_combine):
+    """They do not reach the other end of a row or the neighbouring plane, which lie next to them in memory."""
     case = Case((2, 40, 18, 23), kernel_size, kernel_combine=kernel_combine)
     grad, input, *filters = case.tensors(torch.float32)
     for tensor in (grad, input):
-        tensor[:, ::3, ::9, ::11] = float('nan')
+        tensor[:, ::3, ::9, ::11] = value
     grad, input = (tensor.contiguous(memory_format=memory_format) for tensor in (grad, input))
-    for name, maps in (('forward', [input]), ('input_gradient', [grad, input])):
+    ones = [torch.ones_like(tensor) for tensor in (grad, input, *filters)]
+    counts = reference.filter_gradients(*ones, *case.settings[:3], 'mul')  # of what meets the map
+    for name, maps in (('forward', [input]), ('input_gradient', [grad, input]), ('filter_gradients', [grad, input])):
         found = getattr(operators, name)(*maps, *filters, *case.settings)
         exact = getattr(reference, name)(*(tensor.double() for tensor in (*maps, *filters)), *case.settings)
-        assert 0 < exact.isnan().sum() < exact.numel() / 2
-        assert torch.equal(found.isnan(), exact.isnan())
+        if name != 'filter_gradients':
+            found, exact = [found], [exact]
+        for result, of_reference, count in zip(found, exact, counts if len(found) > 1 else [torch.ones(())]):
+            assert 0 < of_reference.isfinite().sum() < of_reference.numel()
+            assert torch.equal(result.isfinite(), of_reference.isfinite() | (count == 0))
+            # the reference multiplies infinity by the zeros around the map
+            is_nan = of_reference.isnan() & (result.isnan() if name == 'filter_gradients' else True) & (count != 0)
+            assert torch.equal(result.isnan(), is_nan)
 
 
 def test_every_element_is_written(monkeypatch):

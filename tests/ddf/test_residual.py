@@ -246,8 +246,8 @@ def gradients(block, x, shortcut, by_layers=False):
 @pytest.mark.parametrize('downsample', DOWNSAMPLES, ids=lambda downsample: downsample.__name__)
 def test_equals_the_layers_in_training(downsample, shape, dtype, memory_format):
     batch, channels, height, width = shape
-    block = Block(channels, downsample(4, channels)).to(dtype)
-    size = shape if block.downsample is None else (batch, 4, 2 * height, 2 * width)
+    block = Block(channels, downsample(8, channels)).to(dtype)
+    size = shape if block.downsample is None else (batch, 8, 2 * height, 2 * width)
     x, shortcut = (torch.randn(of, dtype=dtype).to(memory_format=memory_format) for of in (shape, size))
     expected = gradients(copy.deepcopy(block), x, shortcut, by_layers=True)
     results = gradients(block, x, shortcut)

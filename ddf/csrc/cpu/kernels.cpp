@@ -42,6 +42,7 @@ void gather(const Call& call, const AxisSet& rows, const AxisSet& columns, const
     }
   };
   const bool has_planes = gathers_whole_planes<T>(call, rows, columns, source, output);
+  const bool transposes = gathers_transposed<T>(call, columns, source, output);
   const bool has_row_tiles = gathers_row_tiles<T>(call, rows, columns, source, output);
   if (has_pixels<T>(call, source) && has_pixels<T>(call, output)) {
     gather_pixels(call, source, output);
@@ -49,9 +50,9 @@ void gather(const Call& call, const AxisSet& rows, const AxisSet& columns, const
     gather_strided_rows(call, rows[0], columns[0], source, output);
   } else if (has_row_tiles && !(has_planes && favours_whole_planes(columns[0]))) {
     gather_row_tiles(call, rows[0], columns[0], source, output);
-  } else if (has_planes) {
+  } else if (has_planes && !(transposes && favours_transposed(call))) {
     gather_whole_planes<T>(call, rows[0], columns[0], source, output);
-  } else if (gathers_transposed<T>(call, columns, source, output)) {
+  } else if (transposes) {
     gather_transposed<T>(call, rows, columns, source, output, gather_pixels);
   } else {
     gather_planes<T>(call, rows, columns, source, output);
@@ -83,10 +84,10 @@ void filter_gradients(const Call& call) {
   dispatch(call, [&]<typename T>(T) {
     if (has_pixels<T>(call, call.input) && has_pixels<T>(call, call.output)) {
       run_filter_gradients<PixelGradientWorker, T>(call);
+    } else if (adds_whole_planes<T>(call) && !(adds_transposed<T>(call) && (kHasMasks || favours_transposed(call)))) {
+      filter_gradients_of_whole_planes(call);
     } else if (adds_transposed<T>(call)) {
       filter_gradients_transposed<T>(call);
-    } else if (adds_whole_planes<T>(call)) {
-      filter_gradients_of_whole_planes(call);
     } else {
       run_filter_gradients<PlaneGradientWorker, T>(call);
     }

@@ -51,15 +51,6 @@ DDF_INLINE void store_masked(T* to, Vector<float> value, Mask mask) {
 }
 #endif
 
-// Two vectors side by side as BFloat16. NaN may become anything.
-DDF_INLINE Lanes<uint16_t, 2 * kLanes<float>> narrowed_pair(Vector<float> first, Vector<float> second) {
-  using Words = Vector<uint32_t>;
-  using Halves = Lanes<uint16_t, 2 * kLanes<float>>;
-  const Words low = Conversion<BFloat16, kLanes<float>>::rounded(same_bits<Words>(first));
-  const Words high = Conversion<BFloat16, kLanes<float>>::rounded(same_bits<Words>(second));
-  return every_second<1, uint16_t>(same_bits<Halves>(low), same_bits<Halves>(high));
-}
-
 template <int count>
 DDF_INLINE bool any_nan(const Vector<float> (&pairs)[count][2]) {
   Mask found = 0;

@@ -3,8 +3,8 @@
 //
 // A task is some channels of one image and head. Their map is transposed into scratch, (pixels, channels); the kernels
 // for channels_last maps run on it as on a call of its own; what they leave in scratch is transposed back. Filters are
-// read where they lie. Which maps go this way depends on shapes and strides alone, so the bits of a result do not depend
-// on the number of threads.
+// read where they lie. Which maps go this way depends on shapes and strides alone, so the bits of a result do not
+// depend on the number of threads.
 #pragma once
 
 #include "pixels_filter_gradients.h"
@@ -22,6 +22,10 @@ bool is_small_plane(const Call& call, int64_t width) {
   constexpr int64_t kFewestChannels = larger<int64_t>(kLanes<typename Computed<T>::type>, 16);
   return channels_per_head(call) >= kFewestChannels && width <= (call.kernel_size >= 7 ? 28 : 7);
 }
+
+// Whether this way is faster than that of whole planes, too: where taps that miss the map cost it as much as others,
+// and many do.
+inline bool favours_transposed(const Call& call) { return !kHasMasks && call.kernel_size >= 7; }
 
 inline void run_serially(int64_t tasks, const void* context, RangeBody body) { body(context, 0, tasks); }
 

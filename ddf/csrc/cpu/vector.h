@@ -125,7 +125,7 @@ struct Conversion<BFloat16, lanes> {
           _mm512_mask_add_epi32(same_bits<__m512i>(bits + 0x7fff), is_odd, before, _mm512_set1_epi32(0x8000)));
     }
 #endif
-    return bits + ((bits & 0x10000) != 0 ? W{} + 0x8000 : W{} + 0x7fff);
+    return bits + 0x7fff + (bits >> 16 & 1);
   }
 
   // NaN stays NaN.
@@ -247,6 +247,18 @@ DDF_INLINE A horizontal_sum(Vector<A> value) {
   return sum_of_lanes<A, kLanes<A>>(value);
 }
 
+// Whether a comparison holds in any lane.
+DDF_INLINE bool any_lane(Vector<int32_t> holds) {
+#if defined(__AVX__) && !defined(__AVX512F__)
+  return _mm256_movemask_ps(same_bits<__m256>(holds)) != 0;
+#else
+  uint64_t parts[kVectorBytes / sizeof(uint64_t)], any = 0;
+  store_raw(parts, holds);
+  for (uint64_t part : parts) any |= part;
+  return any != 0;
+#endif
+}
+
 template <int first_lane, typename V, int... index>
 DDF_INLINE V every_second_of(V first, V second, std::integer_sequence<int, index...>) {
   return __builtin_shufflevector(first, second, first_lane + 2 * index...);
@@ -256,6 +268,20 @@ DDF_INLINE V every_second_of(V first, V second, std::integer_sequence<int, index
 template <int first_lane, typename A>
 DDF_INLINE Vector<A> every_second(Vector<A> first, Vector<A> second) {
   return every_second_of<first_lane>(first, second, std::make_integer_sequence<int, kLanes<A>>{});
+}
+
+// Two vectors side by side as BFloat16. NaN may become anything.
+DDF_INLINE Lanes<uint16_t, 2 * kLanes<float>> narrowed_pair(Vector<float> first, Vector<float> second) {
+  using Words = Vector<uint32_t>;
+  using Halves = Lanes<uint16_t, 2 * kLanes<float>>;
+  const Words low = Conversion<BFloat16, kLanes<float>>::rounded(same_bits<Words>(first));
+  const Words high = Conversion<BFloat16, kLanes<float>>::rounded(same_bits<Words>(second));
+#if defined(__AVX2__) && !defined(__AVX512F__)  // in two instructions, where the compiler would take six
+  const __m256i by_halves = _mm256_packus_epi32(same_bits<__m256i>(low >> 16), same_bits<__m256i>(high >> 16));
+  return same_bits<Halves>(_mm256_permute4x64_epi64(by_halves, 0b11011000));
+#else
+  return every_second<1, uint16_t>(same_bits<Halves>(low), same_bits<Halves>(high));
+#endif
 }
 
 template <int half, typename V, int... index>

@@ -1,10 +1,11 @@
 // Gradients of both filters at stride 1, for maps in float whose planes lie in one piece, where the instruction set has
-// masks: as whole_planes_gather.h does, the kernel takes a plane as one long row and reads the maps where they lie.
+// masks: as whole_planes_registers.h does, the kernel takes a plane as one long row and reads the maps where they lie.
 //
 // A few vectors of eight channels are taken at all taps before the next ones, and stay in the first cache.
 #pragma once
 
 #include "filter_gradients.h"
+#include "packed_planes_filter_gradients.h"
 #include "whole_planes_gather.h"
 
 namespace ddf {
@@ -239,17 +240,19 @@ class WholePlanesGradientWorker : GradientWorker<T> {
 // Where the gradients of the filters go this way.
 template <typename T>
 bool adds_whole_planes(const Call& call) {
-  return kHasMasks && __is_same(T, float) && call.stride == 1 && channels_per_head(call) % kPlaneChannels == 0 &&
+  return __is_same(T, float) && call.stride == 1 && channels_per_head(call) % kPlaneChannels == 0 &&
          has_whole_planes(call.input, call.width) && has_whole_planes(call.output, call.width) &&
          has_whole_planes(call.spatial_filter, call.width) && has_whole_planes(call.grad_spatial, call.width);
 }
 
-inline void filter_gradients_of_whole_planes([[maybe_unused]] const Call& call) {
-#if defined(__AVX512F__)
+inline void filter_gradients_of_whole_planes(const Call& call) {
   Call one_row = call;
   one_row.height = one_row.out_height = 1;
   one_row.width = one_row.out_width = call.width * call.height;
+#if defined(__AVX512F__)
   run_filter_gradients<WholePlanesGradientWorker, float>(call, one_row);
+#else
+  run_filter_gradients<PackedPlanesGradientWorker, float>(call, one_row);
 #endif
 }
 

@@ -1,20 +1,20 @@
-// Forward pass and gradient of the input at stride 1, for maps whose planes lie in one piece, where the instruction set
-// has masks.
+// Forward pass and gradient of the input at stride 1, for maps whose planes lie in one piece.
 //
-// A plane is taken as one long row: a tap reads it at a constant distance from the output, and a mask clears the lanes
-// in which that misses the map, above or below or by running into the neighbouring row. So vectors are full whatever
-// the width, and maps in float are read and written where they lie. A task is a range of vectors of some channels of
-// one image and head. What is read of maps in half precision is converted in scratch, a few vectors at a time;
-// filters that pass FilterNorm first or that the caches would not serve well are copied there.
+// A plane is taken as one long row: a tap reads it at a constant distance from the output. Lanes in which that misses
+// the map, above or below or by running into the neighbouring row, are cleared by masks or by zeros in the spatial
+// filter. So vectors are full whatever the width, and maps in float are read and written where they lie. A task is a
+// range of vectors of some channels of one image and head. What is read of maps in half precision is converted in
+// scratch, a few vectors at a time; filters that pass FilterNorm first, or that the inner loop or the caches would not
+// serve well where they lie, are copied there.
 #pragma once
 
+#include "packed_planes_registers.h"
 #include "planes.h"
 #include "whole_planes_registers.h"
 
 namespace ddf {
 namespace {
 
-#if defined(__AVX512F__)
 // How a call is cut: vectors of a plane in a tile, and chunks of channels.
 struct PlaneTiling {
   int64_t vectors, tiles, tile_vectors, channel_chunks;
@@ -67,17 +67,19 @@ class WholePlanesWorker {
         output_(output),
         first_tap_(tap_distance(rows, columns, 0, 0)),
         last_tap_(tap_distance(rows, columns, rows.taps - 1, columns.taps - 1)),
-        inner_(inner_vectors(rows, columns, kReadBeyond)),
+        borders_(call, rows, columns),
         reach_(round_up(larger(-first_tap_, last_tap_), kLanes<float>)) {
-    const int64_t tile = tiling.tile_vectors * kLanes<float>, pitch = tile + 2 * reach_;
+    const int64_t pitch = tiling.tile_vectors * kLanes<float> + 2 * reach_;
     const int64_t filter = round_up(kPlaneChannels * taps_of(call), kLanes<float>);
-    const int64_t spatial = taps_of(call) * (!spatial_in_tensor() ? pitch : packs_spatial() ? tile : 0);
-    const int64_t maps = in_tensors() ? 0 : (kPlaneChannels + 2) * pitch;
-    const int64_t masks = ceil_divide(rows.taps * columns.taps * tiling.tile_vectors, 2);
-    filter_ = thread_scratch<float>(filter + spatial + maps + masks);
+    const int64_t spatial = spatial_in_tensor() ? 0 : taps_of(call) * pitch;
+    const int64_t packed = packs_spatial() ? borders_.packed_size(tiling.tile_vectors) : 0;
+    maps_size_ = in_tensors() ? 0 : (kPlaneChannels + 2) * pitch;
+    filter_ =
+        thread_scratch<float>(filter + spatial + packed + maps_size_ + borders_.scratch_size(tiling.tile_vectors));
     spatial_scratch_ = {filter_ + filter, {}, pitch};
-    source_scratch_ = {spatial_scratch_.data + spatial + pitch, {}, pitch};
-    masks_ = reinterpret_cast<Mask*>(spatial_scratch_.data + spatial + maps);
+    packed_ = spatial_scratch_.data + spatial;
+    maps_ = packed_ + packed;
+    source_scratch_ = {maps_ + pitch, {}, pitch};
   }
 
   void run(int64_t task) {
@@ -104,6 +106,7 @@ class WholePlanesWorker {
   // Whether the spatial filter is copied in the order in which it is read: where its planes would crowd each other out
   // of the first cache, or are too many and too large to be fetched ahead, and channels enough use the copy.
   bool packs_spatial() const {
+    if (PlaneBorders::kNeedsPacking) return true;
     constexpr int64_t kSamePlaces = 1024, kLarge = 24 << 10;
     const bool crowds = positions() % kSamePlaces == 0, is_large = taps_of(call_) * positions() > kLarge;
     const int64_t channels = channels_per_head(call_) / tiling_.channel_chunks;
@@ -112,7 +115,10 @@ class WholePlanesWorker {
 
   void load_tile(int64_t tile, int64_t image, int64_t head) {
     vectors_ = tiling_.tile(tile);
-    if (tile != loaded_tile_) make_tap_masks(rows_, columns_, vectors_, masks_);
+    if (tile != loaded_tile_) {
+      borders_.load_tile(vectors_, maps_ + maps_size_, packed_);
+      if (PlaneBorders::kNeedsPacking) __builtin_memset(maps_, 0, maps_size_ * sizeof(float));  // around the map
+    }
     if (tile == loaded_tile_ && image == loaded_image_ && head == loaded_head_) return;
     loaded_tile_ = tile;
     loaded_image_ = image;
@@ -120,15 +126,15 @@ class WholePlanesWorker {
     const Range outputs{vectors_.begin * kLanes<float>, smaller(vectors_.end * kLanes<float>, positions())};
     const Range inputs{larger<int64_t>(outputs.begin - reach_, 0), smaller(outputs.end + reach_, positions())};
     source_scratch_.positions = inputs;
-    if constexpr (__is_same(T, float)) {
-      if (spatial_in_tensor()) {
-        weights_ = in_rows(spatial_in_place<float>(call_, rows_, columns_, 0, image, head));
-        readable_weights_ = readable_in_tensor(weights_);
-        if (packs_spatial()) pack_spatial();
-        return;
-      }
+    if (spatial_in_tensor()) {
+      weights_ = in_rows(spatial_in_place<float>(call_, rows_, columns_, 0, image, head));
+      readable_weights_ = readable_in_tensor(weights_);
+    } else {
+      load_spatial(image, head, rows_.weights_at_source ? inputs : outputs);
     }
-    load_spatial(image, head, rows_.weights_at_source ? inputs : outputs);
+    if (!packs_spatial()) return;
+    weights_ = borders_.pack(weights_, packed_);
+    readable_weights_ = vectors_;
   }
 
   void load_spatial(int64_t image, int64_t head, Range range) {
@@ -151,22 +157,6 @@ class WholePlanesWorker {
     return {view.data, kLanes<float>, view.tap_row, view.tap_column};
   }
 
-  // To (vectors, taps, lanes).
-  void pack_spatial() {
-    readable_weights_ = vectors_;
-    constexpr int64_t lanes = kLanes<float>;
-    const int64_t taps = rows_.taps * columns_.taps;
-    const float* from = weights_.data + vectors_.begin * lanes;
-    for (int64_t t = 0; t < taps; ++t) {
-      const float* plane = from + t / columns_.taps * weights_.tap_row + t % columns_.taps * weights_.tap_column;
-      const Mask* masks = masks_ + t * vectors_.size();
-      for (int64_t v = 0; v < vectors_.size(); ++v) {
-        store(spatial_scratch_.data + (v * taps + t) * lanes, load_masked(plane + v * lanes, masks[v]));
-      }
-    }
-    weights_ = {spatial_scratch_.data - vectors_.begin * taps * lanes, taps * lanes, columns_.taps * lanes, lanes};
-  }
-
   void run_group(int64_t image, int64_t channel) {
     PlaneGroup group{};
     group.source_tap_row = rows_.source_tap_step * call_.width;
@@ -174,8 +164,6 @@ class WholePlanesWorker {
     group.weights = weights_;
     group.channel_filter = load_channel_filters(call_.channel_filter, at<const T>(call_.channel_filter, image, channel),
                                                 rows_, columns_, kPlaneChannels, rows_.taps, filter_);
-    group.masks = masks_ - vectors_.begin;
-    group.masks_tap = vectors_.size();
     group.positions = positions();
     T* output = at<T>(output_, image, channel);
     const T* source = at<const T>(source_, image, channel);
@@ -187,7 +175,7 @@ class WholePlanesWorker {
       group.source = source + first_tap_;
       group.source_channel = source_.channel;
       const Range map = readable_vectors(call_, source_, positions(), image, channel, kPlaneChannels,
-                                         {first_tap_, last_tap_ + kReadBeyond});
+                                         {first_tap_, last_tap_ + PlaneBorders::kBehind});
       group.readable = common(map, readable_weights_);
       gather(group, vectors_);
     } else {
@@ -224,7 +212,7 @@ class WholePlanesWorker {
 
   // A few vectors at a time, which stay in the first cache between conversions and use. Scratch is written in whole
   // lines: `reach_` is one of vectors.
-  void gather_in_scratch(const PlaneGroup& group, const T* source) {
+  void gather_in_scratch(PlaneGroup& group, const T* source) {
     constexpr int64_t lanes = kLanes<float>;
     Range inputs{0, source_scratch_.positions.begin};
     for (int64_t v = vectors_.begin; v < vectors_.end; v += kBlock / lanes) {
@@ -237,12 +225,8 @@ class WholePlanesWorker {
     }
   }
 
-  void gather(const PlaneGroup& group, Range vectors) {
-    with_combine(call_, [&]<Combine combine>() {
-      if (rows_.taps == 3) return gather_range<combine, 3>(group, vectors, inner_);
-      if (rows_.taps == 5) return gather_range<combine, 5>(group, vectors, inner_);
-      gather_range<combine, 7>(group, vectors, inner_);
-    });
+  void gather(PlaneGroup& group, Range vectors) {
+    with_combine(call_, [&]<Combine combine>() { borders_.template gather<combine>(group, vectors); });
   }
 
   const Call& call_;
@@ -250,24 +234,23 @@ class WholePlanesWorker {
   const PlaneTiling& tiling_;
   const Array &source_, &output_;
   const int64_t first_tap_, last_tap_;  // from an output to what its first and last tap read
-  const Range inner_;                   // vectors whose taps read nothing outside of their plane
-  const int64_t reach_;                 // how far from an output its taps read, in whole vectors
-  float* filter_;
-  Mask* masks_;
+  PlaneBorders borders_;
+  const int64_t reach_;  // how far from an output its taps read, in whole vectors
+  float *filter_, *packed_, *maps_;
+  int64_t maps_size_;
   PlaneScratch spatial_scratch_, source_scratch_;
   PlaneWeights weights_{};
   Range readable_weights_{};
   Range vectors_{};
   int64_t loaded_tile_ = -1, loaded_image_ = -1, loaded_head_ = -1;
 };
-#endif
 
 // Where forward pass and gradient of the input go this way.
 template <typename T>
 bool gathers_whole_planes(const Call& call, const AxisSet& rows, const AxisSet& columns, const Array& source,
                           const Array& output) {
-  return kHasMasks && known_taps<typename Computed<T>::type, kChannelGroup>(rows[0], columns[0]) > 0 &&
-         call.stride == 1 && channels_per_head(call) % kPlaneChannels == 0 && has_whole_planes(source, call.width) &&
+  return known_taps<typename Computed<T>::type, kChannelGroup>(rows[0], columns[0]) > 0 && call.stride == 1 &&
+         channels_per_head(call) % kPlaneChannels == 0 && has_whole_planes(source, call.width) &&
          has_whole_planes(output, call.width);
 }
 
@@ -284,10 +267,8 @@ inline bool favours_whole_planes([[maybe_unused]] const Axis& columns) {
 }
 
 template <typename T>
-void gather_whole_planes([[maybe_unused]] const Call& call, [[maybe_unused]] const Axis& rows,
-                         [[maybe_unused]] const Axis& columns, [[maybe_unused]] const Array& source,
-                         [[maybe_unused]] const Array& output) {
-#if defined(__AVX512F__)
+void gather_whole_planes(const Call& call, const Axis& rows, const Axis& columns, const Array& source,
+                         const Array& output) {
   if constexpr (!__is_same(T, double)) {
     const PlaneTiling tiling(call);
     parallel(call, call.batch * call.head * tiling.tiles * tiling.channel_chunks, [&](int64_t begin, int64_t end) {
@@ -295,7 +276,6 @@ void gather_whole_planes([[maybe_unused]] const Call& call, [[maybe_unused]] con
       for (int64_t task = begin; task < end; ++task) worker.run(task);
     });
   }
-#endif
 }
 
 }  // namespace

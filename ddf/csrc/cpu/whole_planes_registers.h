@@ -8,70 +8,13 @@
 // limit.
 #pragma once
 
+#include "plane_groups.h"
 #include "plane_masks.h"
-#include "spatial_rows.h"
 
 namespace ddf {
 namespace {
 
-constexpr int kPlaneChannels = 8;  // that share every load of the spatial filter
-
 #if defined(__AVX512F__)
-// Where the spatial filter's part in a tile lies: data for vector 0 and tap (0, 0), and distances.
-struct PlaneWeights {
-  const float* data;
-  int64_t vector, tap_row, tap_column;
-};
-
-// The lines of a group of channels that are asked for while sums are taken: those that the outputs will be written to,
-// and as many that lie ahead of what is read; at the end of the tile, those of the next group. In bytes, since maps may
-// be in half precision.
-class PlanePrefetch {
- public:
-  const char *output, *upcoming;  // the first channel's; no `upcoming`: none
-  int64_t output_channel, upcoming_channel, ahead, element;
-  Range tile;
-
-  template <int positions>
-  DDF_INLINE void operator()(int64_t position) const {
-    if (element == sizeof(float)) return ask<positions * sizeof(float)>(position * element);
-    ask<positions * sizeof(float) / 2>(position * element);
-  }
-
- private:
-  // Where planes do not begin with a line, outputs end in one that nothing has asked for.
-  template <int bytes>
-  DDF_INLINE void ask(int64_t begin) const {
-    constexpr int line = 64;
-    const char* to = output + begin + line - 1;
-    for (int i = 0; i < kPlaneChannels; ++i, to += output_channel) {
-      for (int b = 0; b < bytes; b += line) __builtin_prefetch(to + b, 1);
-    }
-    if (upcoming == nullptr) return;
-    const char* from = upcoming + begin + ahead;
-    if (begin + ahead >= tile.end) from += kPlaneChannels * upcoming_channel - tile.size();
-    for (int i = 0; i < kPlaneChannels; ++i, from += upcoming_channel) {
-      for (int b = 0; b < bytes; b += line) __builtin_prefetch(from + b, 0, 2);
-    }
-  }
-};
-
-// A group of channels. Positions count from the first of a plane; distances in elements.
-struct PlaneGroup {
-  const float* source;  // for position 0, tap (0, 0); what lies off the map is not used
-  int64_t source_channel, source_tap_row, source_tap_column;
-  PlaneWeights weights;
-  const float* channel_filter;  // (channels, taps)
-  const Mask* masks;            // for vector 0, (taps, vectors)
-  int64_t masks_tap;
-  void* output;
-  int64_t output_channel;
-  Dtype dtype;        // of the outputs
-  int64_t positions;  // of a plane
-  Range readable;     // vectors for which whole ones may be read at every tap, on the map or not
-  PlanePrefetch prefetch;
-};
-
 // Where the taps of some vectors read: within their planes, so that a mask is needed only where a tap runs into the
 // neighbouring row, the same for all tap rows; around them, in memory that may be read; or anywhere, so that masked
 // loads alone may touch it. Those take an arithmetic instruction each.
@@ -280,6 +223,54 @@ void gather_range(const PlaneGroup& group, Range vectors, Range inner) {
   }
   gather_range<combine, taps, 0>(group, vectors, inner);
 }
+
+// How a worker treats taps that miss the map: masks, made for each tile of vectors.
+class PlaneBorders {
+ public:
+  static constexpr bool kNeedsPacking = false;  // of the spatial filter
+  static constexpr int kBehind = kReadBeyond;
+
+  PlaneBorders(const Call&, const Axis& rows, const Axis& columns)
+      : rows_(rows), columns_(columns), inner_(inner_vectors(rows, columns, kReadBeyond)) {}
+
+  int64_t taps() const { return rows_.taps * columns_.taps; }
+  int64_t scratch_size(int64_t tile_vectors) const { return ceil_divide(taps() * tile_vectors, 2); }
+  int64_t packed_size(int64_t tile_vectors) const { return taps() * tile_vectors * kLanes<float>; }
+
+  void load_tile(Range vectors, float* scratch, float*) {
+    vectors_ = vectors;
+    masks_ = reinterpret_cast<Mask*>(scratch);
+    make_tap_masks(rows_, columns_, vectors, masks_);
+  }
+
+  // The spatial filter's part in the tile, to (vectors, taps, lanes).
+  PlaneWeights pack(const PlaneWeights& weights, float* to) const {
+    constexpr int64_t lanes = kLanes<float>;
+    for (int64_t t = 0; t < taps(); ++t) {
+      const float* plane = weights.at_tap(t / columns_.taps, t % columns_.taps) + vectors_.begin * lanes;
+      const Mask* masks = masks_ + t * vectors_.size();
+      for (int64_t v = 0; v < vectors_.size(); ++v) {
+        store(to + (v * taps() + t) * lanes, load_masked(plane + v * lanes, masks[v]));
+      }
+    }
+    return {to - vectors_.begin * taps() * lanes, taps() * lanes, columns_.taps * lanes, lanes};
+  }
+
+  template <Combine combine>
+  void gather(PlaneGroup& group, Range vectors) const {
+    group.masks = masks_ - vectors_.begin;
+    group.masks_tap = vectors_.size();
+    if (rows_.taps == 3) return gather_range<combine, 3>(group, vectors, inner_);
+    if (rows_.taps == 5) return gather_range<combine, 5>(group, vectors, inner_);
+    gather_range<combine, 7>(group, vectors, inner_);
+  }
+
+ private:
+  const Axis &rows_, &columns_;
+  const Range inner_;  // vectors whose taps read nothing outside of their plane
+  Range vectors_{};
+  Mask* masks_ = nullptr;
+};
 #endif
 
 }  // namespace
