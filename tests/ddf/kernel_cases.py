@@ -27,8 +27,9 @@ WIDE_ROWS = [
     Case((2, 4, 17, 32), 7, filters='expanded'),
 ]
 
-# contiguous maps whose channels are taken in groups of eight: planes that begin with a line of the cache or do not,
-# that crowd each other out of it, that are cut into tiles, whose taps stand as far apart as the compiler knows or more
+# contiguous maps whose channels are taken in groups of four or eight: planes that begin with a line of the cache or do
+# not, that crowd each other out of it, that are cut into tiles, whose taps stand as far apart as the compiler knows or
+# more
 WHOLE_PLANES = [
     Case((2, 40, 10, 31), 3),
     Case((3, 32, 32, 32), 3, kernel_combine='add'),

@@ -230,9 +230,10 @@ def test_half_precision_rounds_the_sum(dtype, kernel_size, size):
 @pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize('kernel_size', [3, 5, 7])
 @pytest.mark.parametrize('value', [float('nan'), float('inf')], ids=str)
-def test_values_without_end_reach_what_their_taps_reach(value, kernel_size, memory_format, kernel_combine):
+@pytest.mark.parametrize('shape', [(2, 40, 18, 23), (1, 8, 72, 72)], ids=str)
+def test_values_without_end_reach_what_their_taps_reach(shape, value, kernel_size, memory_format, kernel_combine):
     """They do not reach the other end of a row or the neighbouring plane, which lie next to them in memory."""
-    case = Case((2, 40, 18, 23), kernel_size, kernel_combine=kernel_combine)
+    case = Case(shape, kernel_size, kernel_combine=kernel_combine)
     grad, input, *filters = case.tensors(torch.float32)
     for tensor in (grad, input):
         tensor[:, ::3, ::9, ::11] = value

@@ -84,7 +84,7 @@ void filter_gradients(const Call& call) {
   dispatch(call, [&]<typename T>(T) {
     if (has_pixels<T>(call, call.input) && has_pixels<T>(call, call.output)) {
       run_filter_gradients<PixelGradientWorker, T>(call);
-    } else if (adds_whole_planes<T>(call) && !(adds_transposed<T>(call) && (kHasMasks || favours_transposed(call)))) {
+    } else if (adds_whole_planes<T>(call) && !(adds_transposed<T>(call) && favours_transposed_gradients(call))) {
       filter_gradients_of_whole_planes(call);
     } else if (adds_transposed<T>(call)) {
       filter_gradients_transposed<T>(call);

@@ -12,16 +12,6 @@ inline int64_t tap_distance(const Axis& rows, const Axis& columns, int64_t n, in
          m * columns.source_tap_step;
 }
 
-// The vectors of a plane from which no tap, and no read of `beyond` elements more, goes outside of it.
-inline Range inner_vectors(const Axis& rows, const Axis& columns, int64_t beyond) {
-  const Range on_map = outputs_on_map(rows, {0, rows.taps});
-  const int64_t width = columns.outputs, positions = rows.outputs * width;
-  const int64_t first = tap_distance(rows, columns, 0, 0);
-  const int64_t last = tap_distance(rows, columns, rows.taps - 1, columns.taps - 1);
-  return {ceil_divide(larger(on_map.begin * width, -first), kLanes<float>),
-          smaller(on_map.end * width, positions - last - beyond) / kLanes<float>};
-}
-
 // The vectors for which all of [lowest, highest], as seen from a plane's first position, lies in a tensor of `size`
 // elements.
 inline Range readable_vectors(int64_t lowest, int64_t highest, int64_t size) {
@@ -35,6 +25,8 @@ inline Range readable_vectors(const Call& call, const Array& array, int64_t posi
   const int64_t size = (call.batch - 1) * array.batch + (call.channels - 1) * array.channel + positions;
   return readable_vectors(first + reach.begin, first + (channels - 1) * array.channel + reach.end, size);
 }
+
+inline bool covers(Range whole, Range part) { return whole.begin <= part.begin && part.end <= whole.end; }
 
 inline Range common(Range a, Range b) { return {larger(a.begin, b.begin), smaller(a.end, b.end)}; }
 

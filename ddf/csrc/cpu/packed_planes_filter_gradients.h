@@ -3,12 +3,14 @@
 // they lie.
 //
 // What a tap that misses the map reads adds to the channel filter's gradient zero times that; for `add`, ones and zeros
-// take the place of the spatial filter. The spatial filter's gradient is cleared there at the end. Zero times infinity
-// or NaN is NaN: channels whose gradient is NaN are summed again, position by position.
+// take the place of the spatial filter. The spatial filter's gradient is cleared there when the channels of an image
+// are done. Zero times infinity or NaN is NaN: where the channel filter's gradient is NaN, that of the group of
+// channels is summed again, position by position.
 #pragma once
 
 #include "filter_gradients.h"
 #include "packed_planes_registers.h"
+#include "plane_scratch.h"
 
 namespace ddf {
 namespace {
@@ -64,21 +66,29 @@ class PackedPlanesGradientWorker : GradientWorker<T> {
                              const GradientTiling& tiling, float* partial_sums)
       : Base(call, rows, columns, tiling, partial_sums) {
     const int64_t filter = round_up(kPlaneChannels * taps(), kLanes<float>);
-    filter_ = Base::take_scratch(filter + taps() * kPlaneChannels * kLanes<float>);
+    const int64_t sums = taps() * kPlaneChannels * kLanes<float>;
+    const int64_t grad_pitch = round_up(tiling.columns, kLanes<float>), pitch = grad_pitch + 2 * reach();
+    const int64_t maps = (kPlaneChannels + 2) * pitch + kPlaneChannels * grad_pitch;
+    filter_ = Base::take_scratch(filter + sums + maps);
     channel_sums_ = reinterpret_cast<Vector<float>*>(filter_ + filter);
+    float* map_scratch = filter_ + filter + sums;
+    source_scratch_ = {map_scratch + pitch, {}, pitch};
+    grad_scratch_ = {map_scratch + (kPlaneChannels + 2) * pitch, {}, grad_pitch};
+    // what is read around the map counts for nothing, unless it is NaN
+    __builtin_memset(map_scratch, 0, maps * sizeof(float));
     Base::loads_spatial_ = call.combine == Combine::mul;
   }
 
   void run(int64_t task) {
     bool is_loaded = false;
     Base::run_task(task, [&](int64_t image, int64_t head, float* partial_sums) {
-      if (!is_loaded) clear_off_map(weights_, !Base::loads_spatial_);
+      if (!is_loaded) load_weights();
       is_loaded = true;
       const int64_t per_head = channels_per_head(call_);
       for (int64_t channel = head * per_head; channel < (head + 1) * per_head; channel += kPlaneChannels) {
         add_group(image, channel, partial_sums + channel * taps_of(call_));
       }
-      clear_off_map(weight_sums_, false);
+      clear_off_map(weight_sums_);
     });
   }
 
@@ -86,48 +96,76 @@ class PackedPlanesGradientWorker : GradientWorker<T> {
   int64_t taps() const { return rows_.taps * columns_.taps; }
   Range vectors() const { return {column_range_.begin / kLanes<float>, ceil_divide(column_range_.end, kLanes<float>)}; }
 
-  // Clears the elements of (taps, pitch) for which a tap misses the map; `with_ones`: and sets the others to one.
-  void clear_off_map(float* planes, bool with_ones) const {
+  // What channel sums are multiplied by: the spatial filter or ones, and zeros where a tap misses the map.
+  void load_weights() {
+    if (Base::loads_spatial_) return clear_off_map(weights_);
+    for (int64_t n = 0; n < rows_.taps; ++n) {
+      for (int64_t m = 0; m < columns_.taps; ++m) {
+        pack_tap(rows_, columns_, n, m, vectors(), nullptr, kLanes<float>, weights_ + tap(n, m) * spatial_.pitch());
+      }
+    }
+  }
+
+  // Clears the elements of (taps, pitch) for which a tap misses the map.
+  void clear_off_map(float* planes) const {
     for (int64_t n = 0; n < rows_.taps; ++n) {
       for (int64_t m = 0; m < columns_.taps; ++m) {
         float* plane = planes + tap(n, m) * spatial_.pitch();
-        pack_tap(rows_, columns_, n, m, vectors(), with_ones ? nullptr : plane - column_range_.begin, kLanes<float>,
-                 plane);
+        pack_tap(rows_, columns_, n, m, vectors(), plane - column_range_.begin, kLanes<float>, plane);
       }
     }
   }
 
   void add_group(int64_t image, int64_t channel, float* partial_sums) {
-    const int64_t known = known_taps<float, kChannelGroup>(rows_, columns_), at_once = larger<int64_t>(180 / taps(), 6);
+    constexpr int64_t kElementsAtOnce = 3 << 9, kFewestVectors = 6;  // of all taps: they stay in the first cache
+    const int64_t at_once = larger(kElementsAtOnce / kLanes<float> / taps(), kFewestVectors);
+    const int64_t known = known_taps<float, kChannelGroup>(rows_, columns_);
     const float* filter =
         load_channel_filters(call_.channel_filter, at<const float>(call_.channel_filter, image, channel), rows_,
                              columns_, kPlaneChannels, known, filter_);
-    PackedTap group{};
-    group.source = at<const float>(call_.input, image, channel);
-    group.source_channel = call_.input.channel;
-    group.grad = at<const float>(call_.output, image, channel);
-    group.grad_channel = call_.output.channel;
+    PackedTap group = maps_of(image, channel);
     group.channel_filter = filter;
     group.channel_filter_channel = known > 0 ? taps() : 1;
     const int64_t filter_tap = known > 0 ? 1 : kPlaneChannels;
     const int64_t ahead = prefetch_distance(call_, call_.height * call_.width, at_once * kLanes<float>);
-    const Range readable = readable_vectors(image, channel);
     __builtin_memset(channel_sums_, 0, taps() * kPlaneChannels * sizeof(Vector<float>));
-    for (int64_t v = readable.begin; v < readable.end; v += at_once) {
+    for (int64_t v = vectors().begin; v < vectors().end; v += at_once) {
       for (int64_t t = 0; t < taps(); ++t) {
         PackedTap at_tap = tap_of(group, t / columns_.taps, t % columns_.taps, filter_tap);
         at_tap.ahead = t == 0 ? ahead : 0;
         with_combine(call_,
-                     [&]<Combine combine>() { add_packed<combine>(at_tap, {v, smaller(v + at_once, readable.end)}); });
+                     [&]<Combine combine>() { add_packed<combine>(at_tap, {v, smaller(v + at_once, vectors().end)}); });
       }
     }
-    add_one_by_one(group, filter_tap, {column_range_.begin, readable.begin * kLanes<float>}, true);
-    add_one_by_one(group, filter_tap, {readable.end * kLanes<float>, column_range_.end}, true);
-    if (has_nan()) {
-      __builtin_memset(channel_sums_, 0, taps() * kPlaneChannels * sizeof(Vector<float>));
-      add_one_by_one(group, filter_tap, column_range_, false);
-    }
+    if (has_nan()) add_one_by_one(group, filter_tap);
     store_channel_sums(partial_sums);
+  }
+
+  // A group's maps where they lie, or in scratch where whole vectors would go beyond the tensors.
+  PackedTap maps_of(int64_t image, int64_t channel) {
+    const float* source = at<const float>(call_.input, image, channel);
+    const float* grad = at<const float>(call_.output, image, channel);
+    PackedTap group{};
+    if (covers(readable_vectors(image, channel), vectors())) {
+      group.source = source;
+      group.source_channel = call_.input.channel;
+      group.grad = grad;
+      group.grad_channel = call_.output.channel;
+      return group;
+    }
+    const int64_t positions = rows_.outputs * columns_.outputs;
+    source_scratch_.positions = {larger<int64_t>(column_range_.begin - reach(), 0),
+                                 smaller(column_range_.end + reach(), positions)};
+    grad_scratch_.positions = column_range_;
+    for (int64_t i = 0; i < kPlaneChannels; ++i) {
+      source_scratch_.load(i, source_scratch_.positions, source + i * call_.input.channel, call_.input, call_.width);
+      grad_scratch_.load(i, column_range_, grad + i * call_.output.channel, call_.output, call_.out_width);
+    }
+    group.source = source_scratch_.origin();
+    group.source_channel = source_scratch_.pitch;
+    group.grad = grad_scratch_.origin();
+    group.grad_channel = grad_scratch_.pitch;
+    return group;
   }
 
   PackedTap tap_of(PackedTap group, int64_t n, int64_t m, int64_t filter_tap) const {
@@ -140,43 +178,37 @@ class PackedPlanesGradientWorker : GradientWorker<T> {
     return group;
   }
 
-  // Vectors of the tile that may be read whole at every tap.
+  Range distances() const {
+    return {tap_distance(rows_, columns_, 0, 0), tap_distance(rows_, columns_, rows_.taps - 1, columns_.taps - 1)};
+  }
+  // How far from an output its taps read, in whole vectors.
+  int64_t reach() const { return round_up(larger(-distances().begin, distances().end), kLanes<float>); }
+
+  // Vectors that may be read whole at every tap.
   Range readable_vectors(int64_t image, int64_t channel) const {
-    const Range reach{tap_distance(rows_, columns_, 0, 0),
-                      tap_distance(rows_, columns_, rows_.taps - 1, columns_.taps - 1)};
     const int64_t positions = rows_.outputs * columns_.outputs;
-    const auto of = [&](const Array& map, Range distances) {
-      return ddf::readable_vectors(call_, map, positions, image, channel, kPlaneChannels, distances);
+    const auto of = [&](const Array& map, Range reach) {
+      return ddf::readable_vectors(call_, map, positions, image, channel, kPlaneChannels, reach);
     };
-    const Range range = common(common(of(call_.input, reach), of(call_.output, {0, 0})), vectors());
-    return range.size() > 0 ? range : Range{vectors().begin, vectors().begin};
+    return common(of(call_.input, distances()), of(call_.output, {0, 0}));
   }
 
-  // Adds positions at all taps that meet the map there, to both gradients or to that of the channel filter alone.
-  void add_one_by_one(const PackedTap& group, int64_t filter_tap, Range positions, bool to_spatial) const {
-    for (int64_t n = 0; n < rows_.taps; ++n) {
-      for (int64_t m = 0; m < columns_.taps; ++m) {
-        const PackedTap at_tap = tap_of(group, n, m, filter_tap);
-        const int64_t down = rows_.source_origin + n * rows_.source_tap_step;
-        const int64_t right = columns_.source_origin + m * columns_.source_tap_step;
-        for (int64_t p = positions.begin; p < smaller(positions.end, column_range_.end); ++p) {
-          const int64_t row = p / columns_.outputs + down, column = p % columns_.outputs + right;
-          if (row < 0 || row >= rows_.outputs || column < 0 || column >= columns_.outputs) continue;
-          add_position(at_tap, p, to_spatial);
+  // The channel filter's sums anew, from the positions in which each tap meets the map.
+  void add_one_by_one(const PackedTap& group, int64_t filter_tap) {
+    __builtin_memset(channel_sums_, 0, taps() * kPlaneChannels * sizeof(Vector<float>));
+    for (int64_t p = column_range_.begin; p < column_range_.end; ++p) {
+      const Range on_rows = taps_on_map(rows_, p / columns_.outputs);
+      const Range on_columns = taps_on_map(columns_, p % columns_.outputs);
+      for (int64_t n = on_rows.begin; n < on_rows.end; ++n) {
+        for (int64_t m = on_columns.begin; m < on_columns.end; ++m) {
+          const PackedTap at_tap = tap_of(group, n, m, filter_tap);
+          for (int64_t i = 0; i < kPlaneChannels; ++i) {
+            const float u = at_tap.grad[i * at_tap.grad_channel + p] * at_tap.source[i * at_tap.source_channel + p];
+            at_tap.channel_sums[i][p % kLanes<float>] += at_tap.weights[p] * u;
+          }
         }
       }
     }
-  }
-
-  void add_position(const PackedTap& at_tap, int64_t p, bool to_spatial) const {
-    float over_channels = 0;
-    for (int64_t i = 0; i < kPlaneChannels; ++i) {
-      const float u = at_tap.grad[i * at_tap.grad_channel + p] * at_tap.source[i * at_tap.source_channel + p];
-      const float channel = at_tap.channel_filter[i * at_tap.channel_filter_channel];
-      over_channels += call_.combine == Combine::mul ? channel * u : u;
-      at_tap.channel_sums[i][p % kLanes<float>] += at_tap.weights[p] * u;
-    }
-    if (to_spatial) at_tap.weight_sums[p] += over_channels;
   }
 
   bool has_nan() const {
@@ -199,6 +231,7 @@ class PackedPlanesGradientWorker : GradientWorker<T> {
 
   float* filter_;
   Vector<float>* channel_sums_;  // (taps, channels)
+  PlaneScratch source_scratch_, grad_scratch_;
 };
 #endif
 

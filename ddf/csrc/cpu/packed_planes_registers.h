@@ -3,8 +3,8 @@
 // The spatial filter lies in scratch in the order in which it is read, with zeros in the lanes in which a tap misses
 // the map: what is read there counts for nothing. So vectors are full whatever the width, no instruction is spent on
 // borders, and maps are read and written where they lie. For `add`, where a channel's part of the weight has to vanish
-// too, vectors of ones and zeros lie beside the filter's and multiply it. Zero times infinity or NaN is NaN: a tile in
-// which a sum is NaN is done again, position by position.
+// too, vectors of ones and zeros lie beside the filter's and multiply it. Zero times infinity or NaN is NaN: vectors in
+// which a sum is NaN are taken again, position by position.
 #pragma once
 
 #include "long_rows.h"
@@ -105,8 +105,7 @@ DDF_NOINLINE bool gather_packed(const PlaneGroup& group, int64_t position) {
   return true;
 }
 
-// Positions one by one, each from the taps that meet the map: few, around which memory may not be read, or those of a
-// tile that holds infinity or NaN.
+// Positions one by one, each from the taps that meet the map: those of vectors in which a sum is NaN.
 template <Combine combine>
 DDF_NOINLINE void gather_one_by_one(const PlaneGroup& group, const Axis& rows, const Axis& columns, Range positions) {
   constexpr int64_t lanes = kLanes<float>, tap_size = kPackedParts<combine> * lanes;
@@ -138,14 +137,13 @@ DDF_NOINLINE void gather_one_by_one(const PlaneGroup& group, const Axis& rows, c
   }
 }
 
-// The vectors of a range.
+// The vectors of a range, for which whole ones may be read at every tap.
 template <Combine combine, int taps>
 DDF_NOINLINE void gather_packed_range(const PlaneGroup& group, const Axis& rows, const Axis& columns, Range vectors) {
   constexpr int64_t lanes = kLanes<float>, most = kAccumulators / kPlaneChannels;
   const auto run = [&]<int count>(int64_t v) {
     group.prefetch.template operator()<count * lanes>(v * lanes);
-    const bool is_readable = v >= group.readable.begin && v + count <= group.readable.end;
-    if (is_readable && gather_packed<combine, taps, count>(group, v * lanes)) return;
+    if (gather_packed<combine, taps, count>(group, v * lanes)) return;
     gather_one_by_one<combine>(group, rows, columns, {v * lanes, (v + count) * lanes});
   };
   int64_t v = vectors.begin;
@@ -155,7 +153,7 @@ DDF_NOINLINE void gather_packed_range(const PlaneGroup& group, const Axis& rows,
 
 // Writes to scratch, for the vectors of a tile, one of the parts of a tap: the values of `plane`, counted from position
 // 0, or ones without it; and zeros in the lanes in which the tap misses the map. `vector`: from one of the vectors to
-// the next.
+// the next. The values may stand where they are written to.
 inline DDF_NOINLINE void pack_tap(const Axis& rows, const Axis& columns, int64_t n, int64_t m, Range vectors,
                                   const float* plane, int64_t vector, float* to) {
   constexpr int64_t lanes = kLanes<float>;
@@ -190,18 +188,22 @@ inline DDF_NOINLINE void pack_tap(const Axis& rows, const Axis& columns, int64_t
 // How a worker treats taps that miss the map: zeros in the packed spatial filter.
 class PlaneBorders {
  public:
-  static constexpr bool kNeedsPacking = true;  // of the spatial filter
-  static constexpr int kBehind = 0;            // elements that are read behind the vectors
+  static constexpr int kBehind = 0;  // elements that are read behind the vectors
+
+  // Vectors of the packed spatial filter for each tap.
+  static int64_t parts(const Call& call) {
+    return call.combine == Combine::add ? kPackedParts<Combine::add> : kPackedParts<Combine::mul>;
+  }
 
   PlaneBorders(const Call& call, const Axis& rows, const Axis& columns)
-      : rows_(rows), columns_(columns), adds_(call.combine == Combine::add) {}
+      : rows_(rows), columns_(columns), parts_(parts(call)) {}
 
   int64_t scratch_size(int64_t) const { return 0; }
   int64_t packed_size(int64_t tile_vectors) const { return tile_vectors * vector_size(); }
 
   void load_tile(Range vectors, float*, float* packed) {
     vectors_ = vectors;
-    if (adds_) pack_taps(nullptr, packed + kLanes<float>);
+    if (parts_ > 1) pack_taps(nullptr, packed + kLanes<float>);
   }
 
   // The spatial filter's part in the tile, to (vectors, taps, parts, lanes).
@@ -209,6 +211,8 @@ class PlaneBorders {
     pack_taps(&weights, to);
     return {to - vectors_.begin * vector_size(), vector_size(), columns_.taps * tap_size(), tap_size()};
   }
+
+  void prepare(PlaneGroup&) const {}
 
   template <Combine combine>
   void gather(const PlaneGroup& group, Range vectors) const {
@@ -220,7 +224,7 @@ class PlaneBorders {
   }
 
  private:
-  int64_t tap_size() const { return (adds_ ? kPackedParts<Combine::add> : kPackedParts<Combine::mul>)*kLanes<float>; }
+  int64_t tap_size() const { return parts_ * kLanes<float>; }
   int64_t vector_size() const { return rows_.taps * columns_.taps * tap_size(); }
 
   // One of the parts of all taps: the filter's, or without one that of ones.
@@ -234,7 +238,7 @@ class PlaneBorders {
   }
 
   const Axis &rows_, &columns_;
-  const bool adds_;
+  const int64_t parts_;
   Range vectors_{};
 };
 #endif

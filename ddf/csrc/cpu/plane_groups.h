@@ -52,7 +52,7 @@ class PlanePrefetch {
 
 // A group of channels. Positions count from the first of a plane; distances in elements.
 struct PlaneGroup {
-  const float* source;  // for position 0, tap (0, 0); what lies off the map is not used
+  const float* source;  // for position 0, tap (0, 0); what lies off the map counts for nothing
   int64_t source_channel, source_tap_row, source_tap_column;
   PlaneWeights weights;
   const float* channel_filter;  // (channels, taps)

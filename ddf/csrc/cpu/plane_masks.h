@@ -8,6 +8,16 @@ namespace ddf {
 namespace {
 
 #if defined(__AVX512F__)
+// The vectors of a plane from which no tap, and no read of `beyond` elements more, goes outside of it.
+inline Range inner_vectors(const Axis& rows, const Axis& columns, int64_t beyond) {
+  const Range on_map = outputs_on_map(rows, {0, rows.taps});
+  const int64_t width = columns.outputs, positions = rows.outputs * width;
+  const int64_t first = tap_distance(rows, columns, 0, 0);
+  const int64_t last = tap_distance(rows, columns, rows.taps - 1, columns.taps - 1);
+  return {ceil_divide(larger(on_map.begin * width, -first), kLanes<float>),
+          smaller(on_map.end * width, positions - last - beyond) / kLanes<float>};
+}
+
 // The lanes in which 0 <= value < bound.
 DDF_INLINE Mask lanes_within(Lanes<int32_t, 16> value, int32_t bound) {
   return _mm512_cmplt_epu32_mask(same_bits<__m512i>(value), _mm512_set1_epi32(bound));

@@ -23,9 +23,12 @@ bool is_small_plane(const Call& call, int64_t width) {
   return channels_per_head(call) >= kFewestChannels && width <= (call.kernel_size >= 7 ? 28 : 7);
 }
 
-// Whether this way is faster than that of whole planes, too: where taps that miss the map cost it as much as others,
-// and many do.
+// Whether forward pass and gradient of the input of small planes go this way rather than that of whole planes. Without
+// masks taps that miss the map cost the latter as much as others, and of kernels of 7 many do.
 inline bool favours_transposed(const Call& call) { return !kHasMasks && call.kernel_size >= 7; }
+
+// The same for the gradients of the filters; with masks, too, as measured with AVX-512.
+inline bool favours_transposed_gradients(const Call& call) { return kHasMasks || favours_transposed(call); }
 
 inline void run_serially(int64_t tasks, const void* context, RangeBody body) { body(context, 0, tasks); }
 

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <type_traits>
 #include <utility>
-#if defined(__F16C__)
+#if defined(__AVX__) || defined(__F16C__)
 #include <immintrin.h>
 #endif
 

@@ -4,11 +4,12 @@
 // the map, above or below or by running into the neighbouring row, are cleared by masks or by zeros in the spatial
 // filter. So vectors are full whatever the width, and maps in float are read and written where they lie. A task is a
 // range of vectors of some channels of one image and head. What is read of maps in half precision is converted in
-// scratch, a few vectors at a time; filters that pass FilterNorm first, or that the inner loop or the caches would not
-// serve well where they lie, are copied there.
+// scratch, a few vectors at a time, and channels at the ends of a tensor are copied there without masks; filters that
+// pass FilterNorm first, or that the inner loop or the caches would not serve well where they lie, are copied there.
 #pragma once
 
 #include "packed_planes_registers.h"
+#include "plane_scratch.h"
 #include "planes.h"
 #include "whole_planes_registers.h"
 
@@ -22,7 +23,7 @@ struct PlaneTiling {
   explicit PlaneTiling(const Call& call) {
     constexpr int64_t kTileElements = 40 << 10;  // of the spatial filter: they stay in the second cache
     vectors = ceil_divide(call.height * call.width, kLanes<float>);
-    tile_vectors = larger<int64_t>(kTileElements / taps_of(call) / kLanes<float>, 1);
+    tile_vectors = larger<int64_t>(kTileElements / (PlaneBorders::parts(call) * taps_of(call)) / kLanes<float>, 1);
     tiles = ceil_divide(vectors, tile_vectors);
     tile_vectors = ceil_divide(vectors, tiles);
     tiles = ceil_divide(vectors, tile_vectors);
@@ -30,27 +31,6 @@ struct PlaneTiling {
   }
 
   Range tile(int64_t index) const { return {index * tile_vectors, smaller((index + 1) * tile_vectors, vectors)}; }
-};
-
-// Some positions of planes in scratch, seen from where position 0 would lie.
-struct PlaneScratch {
-  float* data;
-  Range positions;
-  int64_t pitch;  // from one plane to the next
-
-  float* origin() const { return data - positions.begin; }
-
-  template <typename T>
-  void load(int64_t plane, Range range, const T* from, const Array& strides, int64_t width) const {
-    float* to = origin() + plane * pitch;
-    if (has_whole_planes(strides, width)) return copy(to + range.begin, from + range.begin, range.size());
-    for (int64_t position = range.begin; position < range.end;) {
-      const int64_t row = position / width, column = position % width;
-      const int64_t count = smaller(width - column, range.end - position);
-      copy_strided(to + position, 1, from + row * strides.row + column * strides.column, strides.column, count);
-      position += count;
-    }
-  }
 };
 
 // The work of one thread: its scratch, and what lies there for the tile at hand.
@@ -73,13 +53,15 @@ class WholePlanesWorker {
     const int64_t filter = round_up(kPlaneChannels * taps_of(call), kLanes<float>);
     const int64_t spatial = spatial_in_tensor() ? 0 : taps_of(call) * pitch;
     const int64_t packed = packs_spatial() ? borders_.packed_size(tiling.tile_vectors) : 0;
-    maps_size_ = in_tensors() ? 0 : (kPlaneChannels + 2) * pitch;
+    maps_size_ = in_tensors() && kHasMasks ? 0 : (kPlaneChannels + 2) * pitch;
     filter_ =
         thread_scratch<float>(filter + spatial + packed + maps_size_ + borders_.scratch_size(tiling.tile_vectors));
     spatial_scratch_ = {filter_ + filter, {}, pitch};
     packed_ = spatial_scratch_.data + spatial;
     maps_ = packed_ + packed;
     source_scratch_ = {maps_ + pitch, {}, pitch};
+    // what is read around the map counts for nothing, unless it is NaN
+    if (!kHasMasks) __builtin_memset(maps_, 0, maps_size_ * sizeof(float));
   }
 
   void run(int64_t task) {
@@ -103,10 +85,11 @@ class WholePlanesWorker {
   }
   int64_t positions() const { return call_.height * call_.width; }
 
-  // Whether the spatial filter is copied in the order in which it is read: where its planes would crowd each other out
-  // of the first cache, or are too many and too large to be fetched ahead, and channels enough use the copy.
+  // Whether the spatial filter is copied in the order in which it is read: without masks always; with them where its
+  // planes would crowd each other out of the first cache, or are too many and too large to be fetched ahead, and
+  // channels enough use the copy.
   bool packs_spatial() const {
-    if (PlaneBorders::kNeedsPacking) return true;
+    if (!kHasMasks) return true;
     constexpr int64_t kSamePlaces = 1024, kLarge = 24 << 10;
     const bool crowds = positions() % kSamePlaces == 0, is_large = taps_of(call_) * positions() > kLarge;
     const int64_t channels = channels_per_head(call_) / tiling_.channel_chunks;
@@ -115,10 +98,7 @@ class WholePlanesWorker {
 
   void load_tile(int64_t tile, int64_t image, int64_t head) {
     vectors_ = tiling_.tile(tile);
-    if (tile != loaded_tile_) {
-      borders_.load_tile(vectors_, maps_ + maps_size_, packed_);
-      if (PlaneBorders::kNeedsPacking) __builtin_memset(maps_, 0, maps_size_ * sizeof(float));  // around the map
-    }
+    if (tile != loaded_tile_) borders_.load_tile(vectors_, maps_ + maps_size_, packed_);
     if (tile == loaded_tile_ && image == loaded_image_ && head == loaded_head_) return;
     loaded_tile_ = tile;
     loaded_image_ = image;
@@ -171,19 +151,21 @@ class WholePlanesWorker {
     group.output_channel = output_.channel;
     group.dtype = call_.dtype;
     group.prefetch = prefetch(source, output);
+    borders_.prepare(group);
     if constexpr (__is_same(T, float)) {
-      group.source = source + first_tap_;
-      group.source_channel = source_.channel;
       const Range map = readable_vectors(call_, source_, positions(), image, channel, kPlaneChannels,
                                          {first_tap_, last_tap_ + PlaneBorders::kBehind});
-      group.readable = common(map, readable_weights_);
-      gather(group, vectors_);
-    } else {
-      group.source = source_scratch_.origin() + first_tap_;
-      group.source_channel = source_scratch_.pitch;
-      group.readable = vectors_;
-      gather_in_scratch(group, source);
+      if (kHasMasks || covers(map, vectors_)) {
+        group.source = source + first_tap_;
+        group.source_channel = source_.channel;
+        group.readable = common(map, readable_weights_);
+        return gather(group, vectors_);
+      }
     }
+    group.source = source_scratch_.origin() + first_tap_;
+    group.source_channel = source_scratch_.pitch;
+    group.readable = vectors_;
+    gather_in_scratch(group, source);
   }
 
   PlanePrefetch prefetch(const T* source, const T* output) const {
@@ -211,8 +193,8 @@ class WholePlanesWorker {
   }
 
   // A few vectors at a time, which stay in the first cache between conversions and use. Scratch is written in whole
-  // lines: `reach_` is one of vectors.
-  void gather_in_scratch(PlaneGroup& group, const T* source) {
+  // vectors: `reach_` is one of them.
+  void gather_in_scratch(const PlaneGroup& group, const T* source) {
     constexpr int64_t lanes = kLanes<float>;
     Range inputs{0, source_scratch_.positions.begin};
     for (int64_t v = vectors_.begin; v < vectors_.end; v += kBlock / lanes) {
@@ -225,7 +207,7 @@ class WholePlanesWorker {
     }
   }
 
-  void gather(PlaneGroup& group, Range vectors) {
+  void gather(const PlaneGroup& group, Range vectors) {
     with_combine(call_, [&]<Combine combine>() { borders_.template gather<combine>(group, vectors); });
   }
 

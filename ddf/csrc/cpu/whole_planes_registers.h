@@ -227,8 +227,9 @@ void gather_range(const PlaneGroup& group, Range vectors, Range inner) {
 // How a worker treats taps that miss the map: masks, made for each tile of vectors.
 class PlaneBorders {
  public:
-  static constexpr bool kNeedsPacking = false;  // of the spatial filter
-  static constexpr int kBehind = kReadBeyond;
+  static constexpr int kBehind = kReadBeyond;  // elements that are read behind the vectors
+
+  static int64_t parts(const Call&) { return 1; }  // vectors of the packed spatial filter for each tap
 
   PlaneBorders(const Call&, const Axis& rows, const Axis& columns)
       : rows_(rows), columns_(columns), inner_(inner_vectors(rows, columns, kReadBeyond)) {}
@@ -256,10 +257,13 @@ class PlaneBorders {
     return {to - vectors_.begin * taps() * lanes, taps() * lanes, columns_.taps * lanes, lanes};
   }
 
-  template <Combine combine>
-  void gather(PlaneGroup& group, Range vectors) const {
+  void prepare(PlaneGroup& group) const {
     group.masks = masks_ - vectors_.begin;
     group.masks_tap = vectors_.size();
+  }
+
+  template <Combine combine>
+  void gather(const PlaneGroup& group, Range vectors) const {
     if (rows_.taps == 3) return gather_range<combine, 3>(group, vectors, inner_);
     if (rows_.taps == 5) return gather_range<combine, 5>(group, vectors, inner_);
     gather_range<combine, 7>(group, vectors, inner_);
