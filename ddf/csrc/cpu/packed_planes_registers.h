@@ -10,6 +10,7 @@
 #include "long_rows.h"
 #include "plane_groups.h"
 #include "planes.h"
+#include "streaming.h"
 
 namespace ddf {
 namespace {
@@ -54,7 +55,8 @@ DDF_INLINE void store_packed_sums(const PlaneGroup& group, int64_t position,
         }
       }
       if (left >= (v + 1) * lanes) {
-        store(output + v * lanes, sums[i][v]);
+        T* to = output + v * lanes;
+        group.streams ? stream(to, sums[i][v]) : store(to, sums[i][v]);
         continue;
       }
       T last[lanes];

@@ -71,6 +71,7 @@ class PixelWorker {
         tiling_(tiling),
         source_(source),
         output_(output),
+        streams_(streams<T>(call, output, {output.batch, output.row, output.column, channels_per_head(call)})),
         inner_rows_(outputs_on_map(rows, {0, rows.taps})),
         inner_columns_(outputs_on_map(columns, {0, columns.taps})) {
     const int64_t filter_size = round_up(rows.taps * columns.taps * call.channels, kLanes<A>);
@@ -176,6 +177,8 @@ class PixelWorker {
     const int64_t source_column = columns_.source_step * map.column;
     const int64_t output_row = rows_.output_step * output_.row, output_column = columns_.output_step * output_.column;
     PixelRun<T, A> run = rows_run;
+    run.streams = streams_;
+    constexpr bool reads_in_place = __is_same(T, A);
     for (int64_t column = column_range_.begin; column < column_range_.end;) {
       const int64_t alike_end = smaller(inner_columns_.end, column_range_.end);
       const int64_t alike = column < inner_columns_.begin ? 1 : larger<int64_t>(alike_end - column, 1);
@@ -186,8 +189,9 @@ class PixelWorker {
       run.spatial_tile = columns * run.spatial.column;
       run.output_tile = columns * output_column;
       // a phase of a gradient writes every second pixel, which the processor does not foresee
-      run.output_ahead =
-          columns_.output_step > 1 ? prefetch_distance(call_, call_.height * call_.width, 2 * run.output_tile) : 0;
+      if (!streams_ && columns_.output_step > 1) run.output_ahead = prefetch(2 * run.output_tile);
+      // nor the rows below, which the next register tiles read
+      if (reads_in_place) run.source_ahead = prefetch((rows_.taps - 1) * map.tap_row + rows * apart * map.row);
       run.source_pixel = rows > 1 ? apart * map.row : source_column;
       run.spatial_pixel = rows > 1 ? apart * run.spatial.row : run.spatial.column;
       run.output_pixel = rows > 1 ? apart * output_row : output_column;
@@ -199,6 +203,8 @@ class PixelWorker {
       column += run.tiles * columns;
     }
   }
+
+  int64_t prefetch(int64_t distance) const { return prefetch_distance(call_, call_.height * call_.width, distance); }
 
   void run_tiles(const PixelRun<T, A>& run, int64_t pixels) {
     with_combine(call_, [&]<Combine combine>() {
@@ -213,6 +219,7 @@ class PixelWorker {
   const AxisSet row_set_, column_set_;
   const PixelTiling& tiling_;
   const Array &source_, &output_;
+  const bool streams_;
   const Range inner_rows_, inner_columns_;  // the outputs for which every tap meets the map
   A *filters_, *spatial_scratch_, *source_scratch_;
   Range column_range_{};
@@ -227,6 +234,7 @@ void gather_all_pixels(const Call& call, const Axis& rows, const Axis& columns, 
   parallel(call, call.batch * tiling.tiles(), [&](int64_t begin, int64_t end) {
     PixelWorker<T> worker(call, rows, columns, tiling, source, output);
     for (int64_t task = begin; task < end; ++task) worker.run(task);
+    end_streams();
   });
 }
 

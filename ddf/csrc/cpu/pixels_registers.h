@@ -4,6 +4,7 @@
 #pragma once
 
 #include "pixels.h"
+#include "streaming.h"
 
 namespace ddf {
 namespace {
@@ -21,7 +22,8 @@ struct PixelRun {
   int64_t filter_tap_row, filter_tap_column;
   T* output;
   int64_t output_pixel;
-  int64_t output_ahead;  // to what the second cache will need of the output soon; 0: nothing
+  int64_t source_ahead, output_ahead;  // to the lines that are asked for, of the source at its tap (0, 0); 0: none
+  bool streams;
   Range tap_rows, tap_columns;
 };
 
@@ -41,11 +43,13 @@ DDF_INLINE void gather_pixels(const PixelRun<T, A>& run, int64_t channel) {
   const A* x_row = run.source + first_row * run.source_tap_row + first_column * run.source_tap_column + channel;
   const A* s_row = run.spatial.data + first_row * run.spatial.tap_row + first_column * run.spatial.tap_column;
   const A* c_row = run.channel_filter + first_row * run.filter_tap_row + first_column * run.filter_tap_column + channel;
-  if (run.output_ahead != 0) {
-    const T* ahead = run.output + run.output_ahead + channel;
-    for (int p = 0; p < pixels; ++p) {
-      for (int v = 0; v < vectors; ++v) __builtin_prefetch(ahead + p * output_pixel + v * lanes, 1, 2);
-    }
+  for (int p = 0; p < pixels && run.source_ahead != 0; ++p) {
+    const A* ahead = run.source + run.source_ahead + p * pixel + channel;
+    for (int v = 0; v < vectors; ++v) __builtin_prefetch(ahead + v * lanes, 0, 2);
+  }
+  for (int p = 0; p < pixels && run.output_ahead != 0; ++p) {
+    const T* ahead = run.output + run.output_ahead + p * output_pixel + channel;
+    for (int v = 0; v < vectors; ++v) __builtin_prefetch(ahead + v * lanes, 1, 2);
   }
   for (int64_t n = first_row; n < run.tap_rows.end; ++n) {
     const A *x = x_row, *s = s_row, *c = c_row;
@@ -76,7 +80,10 @@ DDF_INLINE void gather_pixels(const PixelRun<T, A>& run, int64_t channel) {
   }
   T* output = run.output + channel;
   for (int p = 0; p < pixels; ++p) {
-    for (int v = 0; v < vectors; ++v) store(output + p * output_pixel + v * lanes, sums[p][v]);
+    for (int v = 0; v < vectors; ++v) {
+      T* to = output + p * output_pixel + v * lanes;
+      run.streams ? stream(to, sums[p][v]) : store(to, sums[p][v]);
+    }
   }
 }
 

@@ -22,7 +22,7 @@ struct PlaneWeights {
 // be in half precision.
 class PlanePrefetch {
  public:
-  const char *output, *upcoming;  // the first channel's; no `upcoming`: none
+  const char *output, *upcoming;  // the first channel's; or none
   int64_t output_channel, upcoming_channel, ahead, element;
   Range tile;
 
@@ -38,7 +38,7 @@ class PlanePrefetch {
   DDF_INLINE void ask(int64_t begin) const {
     constexpr int line = 64;
     const char* to = output + begin + line - 1;
-    for (int i = 0; i < kPlaneChannels; ++i, to += output_channel) {
+    for (int i = 0; i < kPlaneChannels && output != nullptr; ++i, to += output_channel) {
       for (int b = 0; b < bytes; b += line) __builtin_prefetch(to + b, 1);
     }
     if (upcoming == nullptr) return;
@@ -62,6 +62,7 @@ struct PlaneGroup {
 #endif
   void* output;
   int64_t output_channel;
+  bool streams;
   Dtype dtype;        // of the outputs
   int64_t positions;  // of a plane
   Range readable;     // vectors for which whole ones may be read at every tap, on the map or not

@@ -11,6 +11,7 @@
 #include "packed_planes_registers.h"
 #include "plane_scratch.h"
 #include "planes.h"
+#include "streaming.h"
 #include "whole_planes_registers.h"
 
 namespace ddf {
@@ -45,6 +46,7 @@ class WholePlanesWorker {
         tiling_(tiling),
         source_(source),
         output_(output),
+        streams_(in_tensors() && streams<T>(call, output, {output.batch, output.channel})),
         first_tap_(tap_distance(rows, columns, 0, 0)),
         last_tap_(tap_distance(rows, columns, rows.taps - 1, columns.taps - 1)),
         borders_(call, rows, columns),
@@ -149,8 +151,9 @@ class WholePlanesWorker {
     const T* source = at<const T>(source_, image, channel);
     group.output = output;
     group.output_channel = output_.channel;
+    group.streams = streams_;
     group.dtype = call_.dtype;
-    group.prefetch = prefetch(source, output);
+    group.prefetch = prefetch(source, streams_ ? nullptr : output);
     borders_.prepare(group);
     if constexpr (__is_same(T, float)) {
       const Range map = readable_vectors(call_, source_, positions(), image, channel, kPlaneChannels,
@@ -215,6 +218,7 @@ class WholePlanesWorker {
   const Axis &rows_, &columns_;
   const PlaneTiling& tiling_;
   const Array &source_, &output_;
+  const bool streams_;
   const int64_t first_tap_, last_tap_;  // from an output to what its first and last tap read
   PlaneBorders borders_;
   const int64_t reach_;  // how far from an output its taps read, in whole vectors
@@ -256,6 +260,7 @@ void gather_whole_planes(const Call& call, const Axis& rows, const Axis& columns
     parallel(call, call.batch * call.head * tiling.tiles * tiling.channel_chunks, [&](int64_t begin, int64_t end) {
       WholePlanesWorker<T> worker(call, rows, columns, tiling, source, output);
       for (int64_t task = begin; task < end; ++task) worker.run(task);
+      end_streams();
     });
   }
 }
