@@ -5,7 +5,7 @@
 
 #include "norm.h"
 #include "scratch.h"
-#include "vector.h"
+#include "storage.h"
 
 namespace ddf {
 namespace {

@@ -4,8 +4,8 @@
 #include "branches.h"
 #include "scratch.h"
 #include "spatial_rows.h"
+#include "storage.h"
 #include "transpose.h"
-#include "vector.h"
 
 namespace ddf {
 namespace {

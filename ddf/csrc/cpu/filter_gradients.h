@@ -9,8 +9,8 @@
 
 #include "scratch.h"
 #include "spatial_rows.h"
+#include "storage.h"
 #include "transpose.h"
-#include "vector.h"
 
 namespace ddf {
 namespace {

@@ -1,7 +1,7 @@
 // Loads, stores and arithmetic on some lanes of a vector.
 #pragma once
 
-#include "vector.h"
+#include "storage.h"
 
 namespace ddf {
 namespace {
@@ -97,6 +97,15 @@ DDF_INLINE Mask first_lanes(int64_t count) {
 }
 #else
 constexpr bool kHasMasks = false;
+
+template <int count, int vectors>
+DDF_INLINE bool any_nan(const Vector<float> (&values)[count][vectors]) {
+  Vector<int32_t> found{};
+  for (const auto& row : values) {
+    for (const Vector<float>& value : row) found |= value != value;
+  }
+  return any_lane(found);
+}
 #endif
 
 // The first `count` lanes of a vector, or all, from memory that may hold no more; zeros behind them.

@@ -30,15 +30,6 @@ DDF_INLINE Vector<float> packed_weight(Vector<float> channel, Vector<float> spat
   }
 }
 
-template <int vectors>
-DDF_INLINE bool any_nan_sum(const Vector<float> (&sums)[kPlaneChannels][vectors]) {
-  Vector<int32_t> found{};
-  for (const auto& of_channel : sums) {
-    for (const Vector<float>& sum : of_channel) found |= sum != sum;
-  }
-  return any_lane(found);
-}
-
 // Stores sums, (channels, vectors), as type T, and nothing behind the plane.
 template <typename T, int vectors>
 DDF_INLINE void store_packed_sums(const PlaneGroup& group, int64_t position,
@@ -96,7 +87,7 @@ DDF_NOINLINE bool gather_packed(const PlaneGroup& group, int64_t position) {
     weights = opaque(weights + taps * tap_size);
     filter = opaque(filter + taps);
   }
-  if (__builtin_expect(any_nan_sum(sums), false)) return false;
+  if (__builtin_expect(any_nan(sums), false)) return false;
   if (group.dtype == Dtype::float32) {
     store_packed_sums<float>(group, position, sums);
   } else if (group.dtype == Dtype::bfloat16) {

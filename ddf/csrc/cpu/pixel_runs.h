@@ -2,7 +2,7 @@
 #pragma once
 
 #include "scratch.h"
-#include "vector.h"
+#include "storage.h"
 
 namespace ddf {
 namespace {

@@ -3,6 +3,7 @@
 // filter all channels.
 #pragma once
 
+#include "masks.h"
 #include "pixels.h"
 #include "streaming.h"
 
@@ -29,6 +30,30 @@ struct PixelRun {
 
 // The number of taps in a row, as far as the compiler may know it: 3, few enough for one sum, or any.
 constexpr int kFewTaps = 0, kAnyTaps = -1;
+
+template <int pixels, int vectors, typename T, typename A>
+DDF_INLINE void store_pixels(const PixelRun<T, A>& run, int64_t channel, const Vector<A> (&sums)[pixels][vectors]) {
+  constexpr int lanes = kLanes<A>;
+  T* output = run.output + channel;
+  if constexpr (__is_same(T, BFloat16) && vectors % 2 == 0 && !kHasMasks) {
+    if (__builtin_expect(!any_nan(sums), true)) {
+      for (int p = 0; p < pixels; ++p) {
+        for (int v = 0; v < vectors; v += 2) {
+          T* to = output + p * run.output_pixel + v * lanes;
+          const auto pair = narrowed_pair(sums[p][v], sums[p][v + 1]);
+          run.streams ? stream_raw(to, pair) : store_raw(to, pair);
+        }
+      }
+      return;
+    }
+  }
+  for (int p = 0; p < pixels; ++p) {
+    for (int v = 0; v < vectors; ++v) {
+      T* to = output + p * run.output_pixel + v * lanes;
+      run.streams ? stream(to, sums[p][v]) : store(to, sums[p][v]);
+    }
+  }
+}
 
 template <Combine combine, int taps, int pixels, int vectors, typename T, typename A>
 DDF_INLINE void gather_pixels(const PixelRun<T, A>& run, int64_t channel) {
@@ -78,13 +103,7 @@ DDF_INLINE void gather_pixels(const PixelRun<T, A>& run, int64_t channel) {
       end_tap_row<pixels * vectors>(&sums[0][0], &earlier_rows[0][0], n + 1 == run.tap_rows.end);
     }
   }
-  T* output = run.output + channel;
-  for (int p = 0; p < pixels; ++p) {
-    for (int v = 0; v < vectors; ++v) {
-      T* to = output + p * output_pixel + v * lanes;
-      run.streams ? stream(to, sums[p][v]) : store(to, sums[p][v]);
-    }
-  }
+  store_pixels(run, channel, sums);
 }
 
 // All channels of a head. The last vector overlaps the one before: it computes the same values again.

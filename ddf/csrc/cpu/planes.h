@@ -3,7 +3,7 @@
 
 #include "masks.h"
 #include "scratch.h"
-#include "vector.h"
+#include "storage.h"
 
 namespace ddf {
 namespace {

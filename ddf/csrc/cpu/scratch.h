@@ -6,7 +6,7 @@
 #include <new>
 
 #include "axis.h"
-#include "vector.h"
+#include "storage.h"
 
 namespace ddf {
 namespace {

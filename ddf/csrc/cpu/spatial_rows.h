@@ -4,7 +4,7 @@
 #include <cmath>
 
 #include "scratch.h"
-#include "vector.h"
+#include "storage.h"
 
 namespace ddf {
 namespace {

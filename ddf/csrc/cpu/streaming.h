@@ -57,18 +57,27 @@ bool streams(const Call& call, const Array& output, std::initializer_list<int64_
 
 // Stores to an address that is a multiple of the bytes stored. Other threads see what was stored so after
 // end_streams().
+template <typename V>
+DDF_INLINE void stream_raw(void* to, V value) {
+#if defined(__x86_64__) && !defined(__AVX512F__)
+#if defined(__AVX__)
+  if constexpr (sizeof value == sizeof(__m256)) {
+    return _mm256_stream_ps(static_cast<float*>(to), same_bits<__m256>(value));
+  }
+#endif
+  if constexpr (sizeof value == sizeof(__m128)) {
+    return _mm_stream_ps(static_cast<float*>(to), same_bits<__m128>(value));
+  }
+#endif
+  store_raw(to, value);
+}
+
 template <typename T>
 DDF_INLINE void stream(T* to, Vector<typename Computed<T>::type> value) {
-#if defined(__x86_64__) && !defined(__AVX512F__)
-  T stored[kLanes<typename Computed<T>::type>];
+  constexpr int lanes = kLanes<typename Computed<T>::type>;
+  T stored[lanes];
   store(stored, value);
-  auto* words = reinterpret_cast<float*>(to);
-#if defined(__AVX__)
-  if constexpr (sizeof stored == sizeof(__m256)) return _mm256_stream_ps(words, load_raw<__m256>(stored));
-#endif
-  if constexpr (sizeof stored == sizeof(__m128)) return _mm_stream_ps(words, load_raw<__m128>(stored));
-#endif
-  store(to, value);
+  stream_raw(to, load_raw<Lanes<uint16_t, lanes * sizeof(T) / sizeof(uint16_t)>>(stored));
 }
 
 inline void end_streams() {

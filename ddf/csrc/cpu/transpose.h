@@ -1,7 +1,7 @@
 // Transposes matrices in blocks of whole vectors.
 #pragma once
 
-#include "vector.h"
+#include "storage.h"
 
 namespace ddf {
 namespace {
