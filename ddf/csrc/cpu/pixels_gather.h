@@ -178,7 +178,7 @@ class PixelWorker {
     const int64_t output_row = rows_.output_step * output_.row, output_column = columns_.output_step * output_.column;
     PixelRun<T, A> run = rows_run;
     run.streams = streams_;
-    constexpr bool reads_in_place = __is_same(T, A);
+    constexpr bool asks_for_source = __is_same(T, A) && !kSlides;  // where rows slide this was not measured
     for (int64_t column = column_range_.begin; column < column_range_.end;) {
       const int64_t alike_end = smaller(inner_columns_.end, column_range_.end);
       const int64_t alike = column < inner_columns_.begin ? 1 : larger<int64_t>(alike_end - column, 1);
@@ -191,7 +191,7 @@ class PixelWorker {
       // a phase of a gradient writes every second pixel, which the processor does not foresee
       if (!streams_ && columns_.output_step > 1) run.output_ahead = prefetch(2 * run.output_tile);
       // nor the rows below, which the next register tiles read
-      if (reads_in_place) run.source_ahead = prefetch((rows_.taps - 1) * map.tap_row + rows * apart * map.row);
+      if (asks_for_source) run.source_ahead = prefetch((rows_.taps - 1) * map.tap_row + rows * apart * map.row);
       run.source_pixel = rows > 1 ? apart * map.row : source_column;
       run.spatial_pixel = rows > 1 ? apart * run.spatial.row : run.spatial.column;
       run.output_pixel = rows > 1 ? apart * output_row : output_column;
