@@ -39,15 +39,16 @@ inline int64_t last_cache_bytes() {
   return bytes > 0 ? bytes : kUnknown;
 }
 
-// Whether a kernel streams its output: that and the source exceed the caches, and whole lines are written one after the
-// other. `strides`, in elements: between the pieces of the output that are written at once.
+// Whether a kernel streams its output: that and the source exceed half of the caches, where other data lie as well, and
+// whole lines are written one after the other. `strides`, in elements: between the pieces of the output that are
+// written at once.
 template <typename T>
 bool streams(const Call& call, const Array& output, std::initializer_list<int64_t> strides) {
   if constexpr (kStreams) {
     constexpr int64_t kLine = 64, size = sizeof(T);
     static const int64_t cache = last_cache_bytes();
     const int64_t positions = call.height * call.width + call.out_height * call.out_width;
-    if (call.batch * call.channels * positions * size <= cache) return false;
+    if (call.batch * call.channels * positions * size <= cache / 2) return false;
     int64_t any = reinterpret_cast<intptr_t>(output.data);
     for (const int64_t stride : strides) any |= stride * size;
     return any % kLine == 0;
