@@ -98,50 +98,86 @@ DDF_NOINLINE bool gather_packed(const PlaneGroup& group, int64_t position) {
   return true;
 }
 
-// Positions one by one, each from the taps that meet the map: those of vectors in which a sum is NaN.
-template <Combine combine>
-DDF_NOINLINE void gather_one_by_one(const PlaneGroup& group, const Axis& rows, const Axis& columns, Range positions) {
+// A position of a plane, and the taps that meet the map there.
+struct PlanePosition {
+  int64_t index;
+  Range tap_rows, tap_columns;
+
+  PlanePosition() = default;
+  PlanePosition(const Axis& rows, const Axis& columns, int64_t index)
+      : index(index),
+        tap_rows(taps_on_map(rows, index / columns.outputs)),
+        tap_columns(taps_on_map(columns, index % columns.outputs)) {}
+};
+
+template <Combine combine, int taps>
+DDF_NOINLINE void gather_position(const PlaneGroup& group, const PlanePosition& at) {
   constexpr int64_t lanes = kLanes<float>, tap_size = kPackedParts<combine> * lanes;
-  for (int64_t position = positions.begin; position < smaller(positions.end, group.positions); ++position) {
-    const Range on_rows = taps_on_map(rows, position / columns.outputs);
-    const Range on_columns = taps_on_map(columns, position % columns.outputs);
-    const float* weights =
-        group.weights.data + position / lanes * rows.taps * columns.taps * tap_size + position % lanes;
-    for (int64_t i = 0; i < kPlaneChannels; ++i) {
-      const float* source = group.source + i * group.source_channel + position;
-      const float* filter = group.channel_filter + i * rows.taps * columns.taps;
-      float sum = 0;
-      for (int64_t n = on_rows.begin; n < on_rows.end; ++n) {
-        for (int64_t m = on_columns.begin; m < on_columns.end; ++m) {
-          const int64_t tap = n * columns.taps + m;
-          sum += tap_weight<combine>(filter[tap], weights[tap * tap_size]) *
-                 source[n * group.source_tap_row + m * group.source_tap_column];
-        }
-      }
-      const int64_t to = i * group.output_channel + position;
-      if (group.dtype == Dtype::float32) {
-        static_cast<float*>(group.output)[to] = sum;
-      } else if (group.dtype == Dtype::bfloat16) {
-        Conversion<BFloat16, 1>::store(static_cast<BFloat16*>(group.output) + to, sum);
-      } else {
-        Conversion<Half, 1>::store(static_cast<Half*>(group.output) + to, sum);
-      }
+  const float* weights = group.weights.data + at.index / lanes * taps * taps * tap_size + at.index % lanes;
+  float sums[kPlaneChannels];
+  clear(sums);
+  for (int64_t n = at.tap_rows.begin; n < at.tap_rows.end; ++n) {
+    for (int64_t m = at.tap_columns.begin; m < at.tap_columns.end; ++m) {
+      const float weight = weights[(n * taps + m) * tap_size];
+      const float* filter = group.channel_filter + n * taps + m;
+      const float* source = group.source + at.index + n * group.source_tap_row + m * group.source_tap_column;
+      unrolled<kPlaneChannels>([&]<int i>() DDF_ALWAYS_INLINE {
+        sums[i] += tap_weight<combine>(filter[i * taps * taps], weight) * *source;
+        source = opaque(source + group.source_channel);
+      });
+    }
+  }
+  for (int64_t i = 0; i < kPlaneChannels; ++i) {
+    const int64_t to = i * group.output_channel + at.index;
+    if (group.dtype == Dtype::float32) {
+      static_cast<float*>(group.output)[to] = sums[i];
+    } else if (group.dtype == Dtype::bfloat16) {
+      Conversion<BFloat16, 1>::store(static_cast<BFloat16*>(group.output) + to, sums[i]);
+    } else {
+      Conversion<Half, 1>::store(static_cast<Half*>(group.output) + to, sums[i]);
     }
   }
 }
 
+// The positions of vectors in which a sum is NaN.
+template <Combine combine, int taps>
+DDF_NOINLINE void gather_one_by_one(const PlaneGroup& group, const Axis& rows, const Axis& columns, Range positions) {
+  for (int64_t index = positions.begin; index < smaller(positions.end, group.positions); ++index) {
+    gather_position<combine, taps>(group, {rows, columns, index});
+  }
+}
+
+// The positions at the end of a plane, where they are few: one by one, since most of a vector of theirs would be empty,
+// and most of their taps miss the map.
+struct LastPositions {
+  static constexpr int64_t kMost = 2;
+
+  PlanePosition positions[kMost];
+  int64_t count;
+
+  LastPositions(const Axis& rows, const Axis& columns) {
+    const int64_t size = rows.outputs * columns.outputs, last = size % kLanes<float>;
+    count = rows.taps > 3 && last <= kMost ? last : 0;
+    for (int64_t i = 0; i < count; ++i) positions[i] = PlanePosition(rows, columns, size - count + i);
+  }
+};
+
 // The vectors of a range, for which whole ones may be read at every tap.
 template <Combine combine, int taps>
-DDF_NOINLINE void gather_packed_range(const PlaneGroup& group, const Axis& rows, const Axis& columns, Range vectors) {
+DDF_NOINLINE void gather_packed_range(const PlaneGroup& group, const Axis& rows, const Axis& columns,
+                                      const LastPositions& last, Range vectors) {
   constexpr int64_t lanes = kLanes<float>, most = kAccumulators / kPlaneChannels;
   const auto run = [&]<int count>(int64_t v) {
     group.prefetch.template operator()<count * lanes>(v * lanes);
     if (gather_packed<combine, taps, count>(group, v * lanes)) return;
-    gather_one_by_one<combine>(group, rows, columns, {v * lanes, (v + count) * lanes});
+    gather_one_by_one<combine, taps>(group, rows, columns, {v * lanes, (v + count) * lanes});
   };
+  const bool ends_with_few = last.count > 0 && vectors.end * lanes > group.positions;
+  if (ends_with_few) --vectors.end;
   int64_t v = vectors.begin;
   for (; v + most <= vectors.end; v += most) run.template operator()<most>(v);
   for (; v < vectors.end; ++v) run.template operator()<1>(v);
+  for (int64_t i = 0; ends_with_few && i < last.count; ++i) gather_position<combine, taps>(group, last.positions[i]);
 }
 
 // Writes to scratch, for the vectors of a tile, one of the parts of a tap: the values of `plane`, counted from position
@@ -171,9 +207,9 @@ inline DDF_NOINLINE void pack_tap(const Axis& rows, const Axis& columns, int64_t
   const Range tile{vectors.begin * lanes, smaller(vectors.end * lanes, positions)};
   for (int64_t row = tile.begin / width; row * width < tile.end; ++row) {
     for (int64_t column = off_columns.begin; column < off_columns.end; ++column) {
-      const int64_t position = row * width + column;
-      if (position < tile.begin || position >= tile.end) continue;
-      to[(position / lanes - vectors.begin) * vector + position % lanes] = 0;
+      // before the tile this is a huge number
+      const auto place = static_cast<uint64_t>(row * width + column - tile.begin);
+      if (place < static_cast<uint64_t>(tile.size())) to[place / lanes * vector + place % lanes] = 0;
     }
   }
 }
@@ -189,7 +225,7 @@ class PlaneBorders {
   }
 
   PlaneBorders(const Call& call, const Axis& rows, const Axis& columns)
-      : rows_(rows), columns_(columns), parts_(parts(call)) {}
+      : rows_(rows), columns_(columns), last_(rows, columns), parts_(parts(call)) {}
 
   int64_t scratch_size(int64_t) const { return 0; }
   int64_t packed_size(int64_t tile_vectors) const { return tile_vectors * vector_size(); }
@@ -209,10 +245,10 @@ class PlaneBorders {
 
   template <Combine combine>
   void gather(const PlaneGroup& group, Range vectors) const {
-    if (rows_.taps == 3) return gather_packed_range<combine, 3>(group, rows_, columns_, vectors);
+    if (rows_.taps == 3) return gather_packed_range<combine, 3>(group, rows_, columns_, last_, vectors);
     if constexpr (kMostKnownTaps >= 7) {
-      if (rows_.taps == 5) return gather_packed_range<combine, 5>(group, rows_, columns_, vectors);
-      gather_packed_range<combine, 7>(group, rows_, columns_, vectors);
+      if (rows_.taps == 5) return gather_packed_range<combine, 5>(group, rows_, columns_, last_, vectors);
+      gather_packed_range<combine, 7>(group, rows_, columns_, last_, vectors);
     }
   }
 
@@ -231,6 +267,7 @@ class PlaneBorders {
   }
 
   const Axis &rows_, &columns_;
+  const LastPositions last_;
   const int64_t parts_;
   Range vectors_{};
 };
